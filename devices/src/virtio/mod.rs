@@ -1,0 +1,101 @@
+//! Virtio 1.2 devices and the transports that carry them.
+//!
+//! A device model ([`VirtioDevice`]) knows its queues, features and
+//! configuration space. A transport knows how a driver finds it, negotiates
+//! and rings. Neither knows the other, nor an architecture.
+
+use std::io;
+use std::sync::Arc;
+
+use thiserror::Error;
+use virtio_queue::Queue;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::GuestMem;
+
+/// Interrupts from a device to its driver, whatever the transport makes of them.
+pub trait VirtioInterrupt: Send + Sync {
+    /// Buffers of queue `index` have been used.
+    ///
+    /// # Errors
+    /// The interrupt could not be delivered.
+    fn queue(&self, index: u16) -> io::Result<()>;
+
+    /// The configuration space has changed.
+    ///
+    /// # Errors
+    /// The interrupt could not be delivered.
+    fn config(&self) -> io::Result<()>;
+}
+
+/// A queue that the driver has set up and enabled.
+#[derive(Debug)]
+pub struct ActiveQueue {
+    /// The queue's number in the device.
+    pub index: u16,
+    /// Its rings.
+    pub queue: Queue,
+    /// Signalled by the driver's notification.
+    pub notify: EventFd,
+}
+
+/// What a device is given when its driver sets DRIVER_OK.
+pub struct Activation {
+    /// Guest memory, where the rings and buffers are.
+    pub mem: GuestMem,
+    /// The negotiated feature bits, a subset of what the device and its
+    /// transport offered.
+    pub features: u64,
+    /// How to interrupt the driver.
+    pub interrupt: Arc<dyn VirtioInterrupt>,
+    /// The queues that the driver enabled, by rising index.
+    pub queues: Vec<ActiveQueue>,
+}
+
+/// Why a device could not start.
+#[derive(Debug, Error)]
+pub enum ActivateError {
+    /// The driver left out a queue that the device cannot work without.
+    #[error("the driver did not enable queue {0}")]
+    MissingQueue(u16),
+    /// A thread or an event source could not be made.
+    #[error("cannot start the device's worker: {0}")]
+    Worker(#[from] io::Error),
+}
+
+/// A virtio device model, free of transport and architecture.
+pub trait VirtioDevice: Send {
+    /// Device ID (virtio 1.2, section 5).
+    fn device_type(&self) -> u32;
+
+    /// A name for messages and thread names, such as `disk0`.
+    fn name(&self) -> &str;
+
+    /// Feature bits that the device offers. The transport adds those that are
+    /// its own or the ring's (VERSION_1, RING_INDIRECT_DESC, RING_EVENT_IDX, ...).
+    fn features(&self) -> u64;
+
+    /// The largest size of each queue, in descriptors; its length is the number
+    /// of queues.
+    fn queue_sizes(&self) -> &[u16];
+
+    /// Reads the configuration space; beyond its end it reads as zeroes.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// Writes the configuration space; what is read-only or beyond its end is
+    /// ignored.
+    fn write_config(&mut self, offset: u64, data: &[u8]);
+
+    /// Starts the device's work, on threads of its own.
+    ///
+    /// # Errors
+    /// See [`ActivateError`]; the transport then sets DEVICE_NEEDS_RESET.
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
+
+    /// Stops the work and hands the queues back with their positions; when it
+    /// returns, nothing of the device touches guest memory any more. Activating
+    /// again with the same queues goes on where it stopped, which is how a
+    /// device is paused; dropping them is a reset. On a device that is not
+    /// active it does nothing.
+    fn deactivate(&mut self) -> Vec<ActiveQueue>;
+}
