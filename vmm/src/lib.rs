@@ -1,1 +1,21 @@
-//! Under construction.
+//! The core of crossvisor, which knows no architecture.
+//!
+//! A [`VmConfig`](config::VmConfig) (what the user asked for) becomes a
+//! [`Plan`](plan::Plan) (where everything is), which becomes a running
+//! [`Vm`](vm::Vm). What differs between architectures is asked for through the
+//! traits in [`arch`]; what KVM does is behind the traits in [`hv`], which the
+//! scripted double in [`double`] implements too.
+
+pub mod arch;
+pub mod bus;
+pub mod config;
+pub mod error;
+pub mod exit;
+pub mod hv;
+pub mod irq;
+pub mod kvm;
+pub mod plan;
+pub mod power;
+pub mod wiring;
+
+pub use error::{Error, Result};

@@ -1,0 +1,117 @@
+//! What the core needs of a hypervisor, the same on every architecture.
+//!
+//! KVM is behind these traits, and so is the scripted double by which machine
+//! models are tested without /dev/kvm.
+
+use std::io;
+
+use crossvisor_devices::notify::Doorbell;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::arch::RegisterState;
+use crate::exit::Exit;
+
+/// Where an interrupt number (GSI) leads (KVM_SET_GSI_ROUTING).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// A pin of an interrupt controller in the kernel.
+    Irqchip {
+        /// Controller number, as the architecture counts them.
+        chip: u32,
+        /// Pin of that controller.
+        pin: u32,
+    },
+    /// A message.
+    Msi {
+        /// Address written to.
+        address: u64,
+        /// Data written.
+        data: u32,
+        /// Requester ID, where the controller looks at it (KVM_MSI_VALID_DEVID).
+        device_id: Option<u32>,
+    },
+}
+
+/// A virtual machine in the hypervisor.
+pub trait Vm: Send + Sync {
+    /// Makes vCPU `index` (0 is the boot vCPU).
+    ///
+    /// # Errors
+    /// The hypervisor refused.
+    fn create_vcpu(&self, index: u32) -> crate::Result<Box<dyn Vcpu>>;
+
+    /// Completes what can only be made once every vCPU exists.
+    ///
+    /// # Errors
+    /// The hypervisor refused; the text names what.
+    fn finish(&self) -> crate::Result<()>;
+
+    /// Drives a line of the controller in the kernel (KVM_IRQ_LINE). `line` is
+    /// the number in KVM's encoding for the architecture.
+    ///
+    /// # Errors
+    /// The hypervisor refused.
+    fn set_irq_line(&self, line: u32, asserted: bool) -> io::Result<()>;
+
+    /// Raises `gsi` whenever `event` is signalled (KVM_IRQFD).
+    ///
+    /// # Errors
+    /// The hypervisor refused or has no irqfd.
+    fn attach_irqfd(&self, event: &EventFd, gsi: u32) -> io::Result<()>;
+
+    /// Undoes [`attach_irqfd`](Self::attach_irqfd).
+    ///
+    /// # Errors
+    /// The hypervisor refused.
+    fn detach_irqfd(&self, event: &EventFd, gsi: u32) -> io::Result<()>;
+
+    /// Replaces the whole table of routes (KVM_SET_GSI_ROUTING).
+    ///
+    /// # Errors
+    /// The hypervisor refused.
+    fn set_routes(&self, routes: &[(u32, Route)]) -> io::Result<()>;
+
+    /// Signals `event` at a guest's write (KVM_IOEVENTFD).
+    ///
+    /// # Errors
+    /// The hypervisor refused or has no ioeventfd of this kind.
+    fn attach_doorbell(
+        &self,
+        bell: Doorbell,
+        datamatch: Option<u32>,
+        event: &EventFd,
+    ) -> io::Result<()>;
+
+    /// Undoes [`attach_doorbell`](Self::attach_doorbell).
+    ///
+    /// # Errors
+    /// The hypervisor refused.
+    fn detach_doorbell(
+        &self,
+        bell: Doorbell,
+        datamatch: Option<u32>,
+        event: &EventFd,
+    ) -> io::Result<()>;
+}
+
+/// A vCPU in the hypervisor. It belongs to one thread.
+pub trait Vcpu: Send {
+    /// Gives the vCPU its initial state: `Some` for one that starts at a place
+    /// (the boot vCPU, or one that is started by the VMM), `None` for one that
+    /// waits to be started by means that the kernel emulates (INIT and SIPI,
+    /// PSCI, SBI HSM).
+    ///
+    /// # Errors
+    /// The hypervisor refused a register.
+    fn start(&mut self, registers: Option<&RegisterState>) -> crate::Result<()>;
+
+    /// Enters the guest until it exits, and hands the exit to `handle`. A read
+    /// that `handle` answers is completed at the next call.
+    ///
+    /// # Errors
+    /// The hypervisor cannot run the vCPU.
+    fn run(&mut self, handle: &mut dyn FnMut(Exit<'_>)) -> crate::Result<()>;
+
+    /// Registers as text, for the report of a crash.
+    fn dump(&self) -> String;
+}

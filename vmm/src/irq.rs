@@ -1,0 +1,209 @@
+//! Interrupts that devices raise, on KVM.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use crossvisor_devices::irq::{IrqLine, MsiMessage, MsiVectors};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::arch::Machine;
+use crate::hv::{Route, Vm};
+
+/// A level-triggered wire, driven by KVM_IRQ_LINE.
+pub struct LevelLine {
+    vm: Arc<dyn Vm>,
+    line: u32,
+}
+
+impl LevelLine {
+    /// The wire with KVM's number `line`.
+    pub fn new(vm: Arc<dyn Vm>, line: u32) -> Self {
+        Self { vm, line }
+    }
+}
+
+impl IrqLine for LevelLine {
+    fn set(&self, asserted: bool) -> io::Result<()> {
+        self.vm.set_irq_line(self.line, asserted)
+    }
+}
+
+/// An edge-triggered wire: an irqfd.
+pub struct EdgeLine {
+    vm: Arc<dyn Vm>,
+    gsi: u32,
+    event: EventFd,
+}
+
+impl EdgeLine {
+    /// The wire `gsi`.
+    ///
+    /// # Errors
+    /// KVM refused the irqfd.
+    pub fn new(vm: Arc<dyn Vm>, gsi: u32) -> io::Result<Self> {
+        let event = EventFd::new(EFD_NONBLOCK)?;
+        vm.attach_irqfd(&event, gsi)?;
+        Ok(Self { vm, gsi, event })
+    }
+}
+
+impl IrqLine for EdgeLine {
+    fn set(&self, asserted: bool) -> io::Result<()> {
+        match asserted {
+            true => self.event.write(1),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Drop for EdgeLine {
+    fn drop(&mut self) {
+        // On failure the VM is going away, and the wire with it.
+        let _ = self.vm.detach_irqfd(&self.event, self.gsi);
+    }
+}
+
+/// The VM's interrupt routes (KVM_SET_GSI_ROUTING), shared by all devices.
+pub struct Routes {
+    vm: Arc<dyn Vm>,
+    machine: Arc<dyn Machine>,
+    table: Mutex<Table>,
+}
+
+struct Table {
+    wires: Vec<(u32, Route)>,
+    /// Message routes by GSI above `first_gsi`; a GSI that is handed out and
+    /// not bound has none.
+    messages: Vec<Option<Route>>,
+    first_gsi: u32,
+}
+
+impl Routes {
+    /// The routes of `vm`, with only the wires of `machine` for a start.
+    pub fn new(vm: Arc<dyn Vm>, machine: Arc<dyn Machine>) -> Arc<Self> {
+        let table = Mutex::new(Table {
+            wires: machine.routes(),
+            messages: Vec::new(),
+            first_gsi: machine.plan().first_free_gsi,
+        });
+        Arc::new(Self { vm, machine, table })
+    }
+
+    /// Vectors for a device.
+    ///
+    /// # Errors
+    /// No event file descriptor could be made.
+    pub fn vectors(self: &Arc<Self>, count: u16) -> io::Result<Arc<dyn MsiVectors>> {
+        let mut table = self.lock();
+        let first = table.first_gsi + table.messages.len() as u32;
+        let vectors: Vec<_> = (0..u32::from(count))
+            .map(|number| {
+                Ok(Vector {
+                    gsi: first + number,
+                    event: EventFd::new(EFD_NONBLOCK)?,
+                    attached: Mutex::new(false),
+                })
+            })
+            .collect::<io::Result<_>>()?;
+        table
+            .messages
+            .extend(std::iter::repeat_n(None, vectors.len()));
+        let routes = self.clone();
+        Ok(Arc::new(Vectors { routes, vectors }))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Table> {
+        // The table is whole at each step: a panic elsewhere does not break it.
+        self.table
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Sets or clears the message behind `gsi` and installs the table if that
+    /// changed it.
+    fn bind(&self, gsi: u32, route: Option<Route>) -> io::Result<()> {
+        let mut table = self.lock();
+        let first = table.first_gsi;
+        let Some(entry) = gsi
+            .checked_sub(first)
+            .and_then(|index| table.messages.get_mut(index as usize))
+        else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        if *entry == route {
+            return Ok(());
+        }
+        *entry = route;
+        let messages = table.messages.iter().enumerate();
+        let messages =
+            messages.filter_map(|(index, route)| Some((first + index as u32, (*route)?)));
+        let all: Vec<_> = table.wires.iter().copied().chain(messages).collect();
+        self.vm.set_routes(&all)
+    }
+}
+
+struct Vector {
+    gsi: u32,
+    event: EventFd,
+    /// Whether the irqfd is there: made when the driver first binds the
+    /// vector, so that unused vectors cost nothing in the kernel.
+    attached: Mutex<bool>,
+}
+
+struct Vectors {
+    routes: Arc<Routes>,
+    vectors: Vec<Vector>,
+}
+
+impl Vectors {
+    fn get(&self, vector: u16) -> io::Result<&Vector> {
+        let found = self.vectors.get(usize::from(vector));
+        found.ok_or_else(|| io::ErrorKind::InvalidInput.into())
+    }
+}
+
+impl MsiVectors for Vectors {
+    fn count(&self) -> u16 {
+        self.vectors.len() as u16
+    }
+
+    fn route(&self, vector: u16, message: Option<MsiMessage>) -> io::Result<()> {
+        let vector = self.get(vector)?;
+        let route = message.and_then(|message| self.routes.machine.route_msi(message));
+        let mut attached = vector
+            .attached
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        if route.is_none() && *attached {
+            self.routes.vm.detach_irqfd(&vector.event, vector.gsi)?;
+            *attached = false;
+        }
+        self.routes.bind(vector.gsi, route)?;
+        if route.is_some() && !*attached {
+            self.routes.vm.attach_irqfd(&vector.event, vector.gsi)?;
+            *attached = true;
+        }
+        Ok(())
+    }
+
+    fn raise(&self, vector: u16) -> io::Result<()> {
+        let vector = self.get(vector)?;
+        let attached = vector
+            .attached
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        match *attached {
+            true => vector.event.write(1),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Drop for Vectors {
+    fn drop(&mut self) {
+        for vector in 0..self.count() {
+            // On failure the VM is going away, and its routes with it.
+            let _ = self.route(vector, None);
+        }
+    }
+}

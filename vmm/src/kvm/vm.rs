@@ -1,0 +1,317 @@
+//! KVM behind the core's traits.
+
+// Memory slots are the one KVM call that is unsafe: the kernel reads and writes
+// the mapping for as long as the VM lives.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use crossvisor_devices::notify::Doorbell;
+use kvm_bindings::{
+    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_MSI_VALID_DEVID, KvmIrqRouting,
+    kvm_irq_routing_entry, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{DeviceFd, IoEventAddress, Kvm, NoDatamatch, VcpuExit, VcpuFd, VmFd};
+use vm_memory::{
+    Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress,
+};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::arch::{KvmMachine, Machine, RegisterState};
+use crate::error::{Error, Result};
+use crate::exit::{ArchExit, Exit};
+use crate::hv::{Route, Vcpu, Vm};
+
+/// Opens /dev/kvm.
+///
+/// # Errors
+/// Says what is missing (the module, the permission) and what would help.
+pub fn open() -> Result<Kvm> {
+    let kvm = Kvm::new().map_err(|errno| {
+        let errno = io::Error::from(errno);
+        let advice = match errno.kind() {
+            io::ErrorKind::NotFound => {
+                "this host has no KVM: load its module (modprobe kvm), enable virtualization in \
+                 the firmware, or use `cargo lab run`, which needs none"
+            }
+            io::ErrorKind::PermissionDenied => {
+                "no permission: add yourself to the group that owns it (usually `usermod -aG kvm \
+                 $USER`, then log in again)"
+            }
+            _ => "cannot be opened",
+        };
+        Error::io(format!("/dev/kvm: {advice}"), errno)
+    })?;
+    match kvm.get_api_version() {
+        12 => Ok(kvm),
+        version => Err(Error::Capability {
+            capability: format!("API version 12 (it has {version})"),
+            advice: "use a newer kernel".into(),
+        }),
+    }
+}
+
+/// A VM of KVM.
+pub struct KvmVm {
+    fd: VmFd,
+    machine: Arc<dyn Machine>,
+    /// Held so that the mappings outlive the memory slots.
+    _memory: GuestMemoryMmap,
+    /// Held so that in-kernel devices can be asked for their state later.
+    devices: Mutex<Vec<DeviceFd>>,
+}
+
+impl KvmVm {
+    /// Makes the VM of `machine` with `memory` as its RAM.
+    ///
+    /// # Errors
+    /// KVM refused; the text names what.
+    pub fn new(kvm: &Kvm, machine: Arc<dyn Machine>, memory: &GuestMemoryMmap) -> Result<Self> {
+        let side = kvm_side(machine.as_ref())?;
+        let fd = kvm
+            .create_vm_with_type(side.vm_type())
+            .map_err(|errno| Error::io("KVM_CREATE_VM", errno))?;
+        for (slot, region) in memory.iter().enumerate() {
+            let host = region
+                .get_host_address(MemoryRegionAddress(0))
+                .map_err(|error| Error::Boot(format!("guest memory: {error}")))?;
+            let slot = kvm_userspace_memory_region {
+                slot: slot as u32,
+                flags: 0,
+                guest_phys_addr: region.start_addr().raw_value(),
+                memory_size: region.len(),
+                userspace_addr: host as u64,
+            };
+            // SAFETY: the range is a whole mapping of `memory`, of which a clone
+            // in this object holds a reference until `fd` is closed.
+            unsafe { fd.set_user_memory_region(slot) }
+                .map_err(|errno| Error::io("KVM_SET_USER_MEMORY_REGION", errno))?;
+        }
+        let devices = Mutex::new(side.create_controllers(&fd)?);
+        Ok(Self {
+            fd,
+            machine,
+            _memory: memory.clone(),
+            devices,
+        })
+    }
+}
+
+/// The machine's KVM side.
+fn kvm_side(machine: &dyn Machine) -> Result<&dyn KvmMachine> {
+    machine.kvm().ok_or_else(|| {
+        Error::config(
+            "--arch",
+            format!(
+                "this host's KVM cannot run {} guests; `crossvisor plan` can show one, and `cargo \
+                 lab run --arch {0}` runs one by emulation",
+                machine.plan().arch
+            ),
+        )
+    })
+}
+
+impl Vm for KvmVm {
+    fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>> {
+        let side = kvm_side(self.machine.as_ref())?;
+        let fd = self
+            .fd
+            .create_vcpu(side.vcpu_id(index))
+            .map_err(|errno| Error::io(format!("KVM_CREATE_VCPU for vCPU {index}"), errno))?;
+        side.init_vcpu(&self.fd, &fd, index)?;
+        let machine = self.machine.clone();
+        Ok(Box::new(KvmVcpu { fd, machine, index }))
+    }
+
+    fn finish(&self) -> Result<()> {
+        let made = kvm_side(self.machine.as_ref())?.finish_controllers(&self.fd)?;
+        let mut devices = self
+            .devices
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        devices.extend(made);
+        Ok(())
+    }
+
+    fn set_irq_line(&self, line: u32, asserted: bool) -> io::Result<()> {
+        Ok(self.fd.set_irq_line(line, asserted)?)
+    }
+
+    fn attach_irqfd(&self, event: &EventFd, gsi: u32) -> io::Result<()> {
+        Ok(self.fd.register_irqfd(event, gsi)?)
+    }
+
+    fn detach_irqfd(&self, event: &EventFd, gsi: u32) -> io::Result<()> {
+        Ok(self.fd.unregister_irqfd(event, gsi)?)
+    }
+
+    fn set_routes(&self, routes: &[(u32, Route)]) -> io::Result<()> {
+        let entries: Vec<_> = routes
+            .iter()
+            .map(|(gsi, route)| routing_entry(*gsi, route))
+            .collect();
+        let table = KvmIrqRouting::from_entries(&entries)
+            .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        Ok(self.fd.set_gsi_routing(&table)?)
+    }
+
+    fn attach_doorbell(
+        &self,
+        bell: Doorbell,
+        datamatch: Option<u32>,
+        event: &EventFd,
+    ) -> io::Result<()> {
+        let address = doorbell_address(bell)?;
+        match datamatch {
+            Some(value) => self.fd.register_ioevent(event, &address, value)?,
+            None => self.fd.register_ioevent(event, &address, NoDatamatch)?,
+        }
+        Ok(())
+    }
+
+    fn detach_doorbell(
+        &self,
+        bell: Doorbell,
+        datamatch: Option<u32>,
+        event: &EventFd,
+    ) -> io::Result<()> {
+        let address = doorbell_address(bell)?;
+        match datamatch {
+            Some(value) => self.fd.unregister_ioevent(event, &address, value)?,
+            None => self.fd.unregister_ioevent(event, &address, NoDatamatch)?,
+        }
+        Ok(())
+    }
+}
+
+fn doorbell_address(bell: Doorbell) -> io::Result<IoEventAddress> {
+    match bell {
+        Doorbell::Mmio(address) => Ok(IoEventAddress::Mmio(address)),
+        Doorbell::Pio(port) => Ok(IoEventAddress::Pio(port.into())),
+        Doorbell::Ccw(_) => Err(io::ErrorKind::Unsupported.into()),
+    }
+}
+
+fn routing_entry(gsi: u32, route: &Route) -> kvm_irq_routing_entry {
+    let mut entry = kvm_irq_routing_entry {
+        gsi,
+        ..Default::default()
+    };
+    match *route {
+        Route::Irqchip { chip, pin } => {
+            entry.type_ = KVM_IRQ_ROUTING_IRQCHIP;
+            entry.u.irqchip.irqchip = chip;
+            entry.u.irqchip.pin = pin;
+        }
+        Route::Msi {
+            address,
+            data,
+            device_id,
+        } => {
+            entry.type_ = KVM_IRQ_ROUTING_MSI;
+            entry.u.msi.address_lo = address as u32;
+            entry.u.msi.address_hi = (address >> 32) as u32;
+            entry.u.msi.data = data;
+            if let Some(device_id) = device_id {
+                entry.flags = KVM_MSI_VALID_DEVID;
+                entry.u.msi.__bindgen_anon_1.devid = device_id;
+            }
+        }
+    }
+    entry
+}
+
+/// A vCPU of KVM.
+struct KvmVcpu {
+    fd: VcpuFd,
+    machine: Arc<dyn Machine>,
+    index: u32,
+}
+
+impl Vcpu for KvmVcpu {
+    fn start(&mut self, registers: Option<&RegisterState>) -> Result<()> {
+        kvm_side(self.machine.as_ref())?.start_vcpu(&self.fd, self.index, registers)
+    }
+
+    fn run(&mut self, handle: &mut dyn FnMut(Exit<'_>)) -> Result<()> {
+        let reason = match self.fd.run() {
+            Ok(VcpuExit::IoIn(port, data)) => {
+                handle(Exit::IoIn { port, data });
+                return Ok(());
+            }
+            Ok(VcpuExit::IoOut(port, data)) => {
+                handle(Exit::IoOut { port, data });
+                return Ok(());
+            }
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                handle(Exit::MmioRead { address, data });
+                return Ok(());
+            }
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                handle(Exit::MmioWrite { address, data });
+                return Ok(());
+            }
+            Ok(VcpuExit::SystemEvent(kind, data)) => {
+                handle(Exit::SystemEvent { kind, data });
+                return Ok(());
+            }
+            Ok(VcpuExit::FailEntry(reason, _)) => {
+                handle(Exit::FailEntry { reason });
+                return Ok(());
+            }
+            Ok(VcpuExit::Hlt) => {
+                handle(Exit::Halt);
+                return Ok(());
+            }
+            Ok(VcpuExit::Shutdown) => {
+                handle(Exit::Shutdown);
+                return Ok(());
+            }
+            Ok(VcpuExit::Intr) => {
+                handle(Exit::Interrupted);
+                return Ok(());
+            }
+            Ok(_) => self.fd.get_kvm_run().exit_reason,
+            Err(errno) => match io::Error::from(errno).kind() {
+                io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => {
+                    handle(Exit::Interrupted);
+                    return Ok(());
+                }
+                _ => {
+                    return Err(Error::io(format!("KVM_RUN of vCPU {}", self.index), errno));
+                }
+            },
+        };
+        let run = self.fd.get_kvm_run();
+        if reason == kvm_bindings::KVM_EXIT_INTERNAL_ERROR {
+            // SAFETY: the exit reason says that this member of the union is the
+            // one that KVM filled in; any bit pattern is a valid value of it.
+            let suberror = unsafe { run.__bindgen_anon_1.internal.suberror };
+            handle(Exit::InternalError { suberror });
+            return Ok(());
+        }
+        // SAFETY: both unions are plain bytes padded to these sizes by the KVM
+        // API; any bit pattern is valid, and the borrow of the run page lasts
+        // only for the call.
+        let (data, sync_regs) = unsafe {
+            (
+                &mut *(&raw mut run.__bindgen_anon_1).cast::<[u8; crate::exit::RUN_UNION_SIZE]>(),
+                &mut *(&raw mut run.s).cast::<[u8; crate::exit::SYNC_REGS_SIZE]>(),
+            )
+        };
+        handle(Exit::Arch(ArchExit {
+            reason,
+            data,
+            sync_regs,
+        }));
+        Ok(())
+    }
+
+    fn dump(&self) -> String {
+        match kvm_side(self.machine.as_ref()) {
+            Ok(side) => side.dump_vcpu(&self.fd),
+            Err(error) => error.to_string(),
+        }
+    }
+}
