@@ -1,0 +1,287 @@
+//! Console output that never makes a vCPU or a device worker wait for long.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// Bytes that may wait for the host to take them.
+pub const CAPACITY: usize = 64 * 1024;
+
+/// How long the last bytes get to leave when the output is dropped.
+const DRAIN_TIME: Duration = Duration::from_secs(2);
+
+/// A bounded buffer in front of a [`Write`], emptied by a thread of its own.
+///
+/// What arrives in single bytes leaves in larger pieces. A sink that fails
+/// loses its bytes, which [`lost`](Self::lost) counts: a guest must not stop
+/// because nobody reads what it prints.
+pub struct Output {
+    shared: Arc<Shared>,
+    room: EventFd,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    /// Signalled when bytes arrive or the output closes.
+    work: Condvar,
+    /// Signalled when bytes have left.
+    progress: Condvar,
+    lost: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    bytes: VecDeque<u8>,
+    /// Bytes that the thread has taken and not yet written.
+    in_flight: usize,
+    /// A pusher found no room and waits for the event.
+    starved: bool,
+    closed: bool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Output {
+    /// Starts a thread named `name` that writes to `sink`.
+    ///
+    /// # Errors
+    /// The thread or its event could not be made.
+    pub fn new(name: &str, sink: Box<dyn Write + Send>) -> io::Result<Self> {
+        let room = EventFd::new(EFD_NONBLOCK)?;
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            work: Condvar::new(),
+            progress: Condvar::new(),
+            lost: AtomicU64::new(0),
+        });
+        let thread_shared = Arc::clone(&shared);
+        let thread_room = room.try_clone()?;
+        thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || drain(&thread_shared, &thread_room, sink))?;
+        Ok(Self { shared, room })
+    }
+
+    /// Takes as many of `bytes` as there is room for, and returns how many.
+    /// When that is not all, [`room`](Self::room) is signalled later.
+    pub fn push(&self, bytes: &[u8]) -> usize {
+        let mut state = self.shared.lock();
+        let taken = bytes.len().min(CAPACITY.saturating_sub(state.bytes.len()));
+        state.bytes.extend(bytes.iter().take(taken));
+        if taken < bytes.len() {
+            state.starved = true;
+        }
+        if taken > 0 {
+            self.shared.work.notify_one();
+        }
+        taken
+    }
+
+    /// Takes all of `bytes`, waiting up to `patience` for room. What finds none
+    /// is lost, and counted.
+    pub fn push_all(&self, bytes: &[u8], patience: Duration) {
+        let mut rest = bytes;
+        let deadline = Instant::now() + patience;
+        loop {
+            let taken = self.push(rest);
+            rest = rest.get(taken..).unwrap_or_default();
+            if rest.is_empty() {
+                return;
+            }
+            let state = self.shared.lock();
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                self.shared
+                    .lost
+                    .fetch_add(rest.len() as u64, Ordering::Relaxed);
+                return;
+            }
+            if state.bytes.len() >= CAPACITY {
+                drop(self.shared.progress.wait_timeout(state, left));
+            }
+        }
+    }
+
+    /// Signalled when there is room again after [`push`](Self::push) took less
+    /// than it was given.
+    pub fn room(&self) -> &EventFd {
+        &self.room
+    }
+
+    /// Bytes that never reached the sink.
+    pub fn lost(&self) -> u64 {
+        self.shared.lost.load(Ordering::Relaxed)
+    }
+
+    /// Waits up to `timeout` until everything pushed so far has been written,
+    /// and returns whether it was.
+    pub fn flush(&self, timeout: Duration) -> bool {
+        let state = self.shared.lock();
+        let (_state, wait) = self
+            .shared
+            .progress
+            .wait_timeout_while(state, timeout, |s| !s.bytes.is_empty() || s.in_flight > 0)
+            .unwrap_or_else(PoisonError::into_inner);
+        !wait.timed_out()
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        self.shared.lock().closed = true;
+        self.shared.work.notify_one();
+        // The thread is not joined: a sink that blocks for ever must not hold
+        // up the end of the process.
+        self.flush(DRAIN_TIME);
+    }
+}
+
+/// The thread: takes what is there, writes it, until closed and empty.
+fn drain(shared: &Shared, room: &EventFd, mut sink: Box<dyn Write + Send>) {
+    let mut chunk = Vec::with_capacity(CAPACITY);
+    let mut state = shared.lock();
+    loop {
+        state = shared
+            .work
+            .wait_while(state, |s| s.bytes.is_empty() && !s.closed)
+            .unwrap_or_else(PoisonError::into_inner);
+        if state.bytes.is_empty() {
+            return;
+        }
+        chunk.clear();
+        chunk.extend(state.bytes.drain(..));
+        state.in_flight = chunk.len();
+        if std::mem::take(&mut state.starved) {
+            // An eventfd write fails only when its counter is full, and then it
+            // is signalled already.
+            let _ = room.write(1);
+        }
+        drop(state);
+        shared.progress.notify_all();
+
+        if sink.write_all(&chunk).and_then(|()| sink.flush()).is_err() {
+            shared.lost.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+        }
+
+        state = shared.lock();
+        state.in_flight = 0;
+        shared.progress.notify_all();
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A sink whose content the test can look at.
+    #[derive(Clone, Default)]
+    pub(crate) struct Captured(Arc<Mutex<Vec<u8>>>);
+
+    impl Captured {
+        pub(crate) fn bytes(&self) -> Vec<u8> {
+            self.0.lock().unwrap().clone()
+        }
+    }
+
+    impl Write for Captured {
+        fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(buf);
+            Ok(buf.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// A sink that takes nothing until its gate opens.
+    #[derive(Clone, Default)]
+    pub(crate) struct Blocked {
+        gate: Arc<(Mutex<bool>, Condvar)>,
+        pub(crate) captured: Captured,
+    }
+
+    impl Blocked {
+        pub(crate) fn open(&self) {
+            *self.gate.0.lock().unwrap() = true;
+            self.gate.1.notify_all();
+        }
+    }
+
+    impl Write for Blocked {
+        fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+            let open = self.gate.0.lock().unwrap();
+            drop(self.gate.1.wait_while(open, |open| !*open).unwrap());
+            self.captured.write(buf)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    struct Failing;
+
+    impl Write for Failing {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn writes_in_order_and_drains_on_drop() {
+        let sink = Captured::default();
+        let output = Output::new("out", Box::new(sink.clone())).unwrap();
+        for byte in 0..=255u8 {
+            assert_eq!(output.push(&[byte]), 1);
+        }
+        drop(output);
+        assert_eq!(sink.bytes(), (0..=255).collect::<Vec<u8>>());
+    }
+
+    #[test]
+    fn a_blocked_sink_bounds_the_buffer_and_signals_room() {
+        let sink = Blocked::default();
+        let output = Output::new("out", Box::new(sink.clone())).unwrap();
+        let data = vec![7; CAPACITY];
+        // The thread may take one buffer's worth out of the way.
+        let mut pushed = 0;
+        let mut full = false;
+        for _ in 0..3 {
+            let taken = output.push(&data);
+            pushed += taken;
+            full |= taken < data.len();
+            thread::sleep(Duration::from_millis(20));
+        }
+        assert!(full);
+        assert!(pushed <= 2 * CAPACITY);
+        assert!(!output.flush(Duration::from_millis(20)));
+        output.push_all(&[1, 2, 3], Duration::from_millis(20));
+        assert_eq!(output.lost(), 3);
+        sink.open();
+        assert!(output.flush(Duration::from_secs(10)));
+        assert!(output.room().read().is_ok());
+        assert_eq!(sink.captured.bytes().len(), pushed);
+    }
+
+    #[test]
+    fn a_failing_sink_is_counted() {
+        let output = Output::new("out", Box::new(Failing)).unwrap();
+        output.push(b"gone");
+        assert!(output.flush(Duration::from_secs(10)));
+        assert_eq!(output.lost(), 4);
+    }
+}
