@@ -1,0 +1,1 @@
+//! The guest side: what the crossvisor binary does when it is `/init`.
