@@ -429,6 +429,10 @@ impl Builder {
             }
             None => self.busybox_install = true,
         }
+        // Where the kernel and scripts look for them (kernel/reboot.c).
+        for name in ["poweroff", "reboot", "halt"] {
+            self.symlink("../bin/busybox", &format!("/sbin/{name}"))?;
+        }
         Ok(())
     }
 

@@ -15,15 +15,19 @@ pub const STATUS_PORT: &str = "org.crossvisor.status";
 
 /// What `/init` does. Every field has a default: a shell on the console, and
 /// power-off after it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct InitConfig {
     /// Kernel modules by their paths in the initramfs, in the order in which
-    /// they are loaded. [`Builder::modules`](super::Builder::modules) fills it.
+    /// they are loaded; a path may be followed by a space and parameters.
+    /// [`Builder::modules`](super::Builder::modules) fills it.
     pub modules: Vec<String>,
     /// What is run: by `/bin/sh -c` where there is a shell, otherwise split at
     /// white space and executed. A shell when there is none.
     pub command: Option<String>,
+    /// Whether a short report on the guest (kernel, CPUs, memory, devices) is
+    /// written first. With it, no shell is run when there is no command.
+    pub report: bool,
     /// Where the command's standard input and output go.
     pub io: Io,
     /// Name of the virtio-serial port that takes the exit status.
@@ -41,11 +45,34 @@ pub struct InitConfig {
     pub workdir: Option<String>,
     /// What happens when the command has ended.
     pub at_end: AtEnd,
+    /// What Ctrl-Alt-Del means: a reboot, as on PCs, unless told otherwise.
+    pub ctrl_alt_del: AtEnd,
     /// Whether `/init` runs `busybox --install` first.
     /// [`Builder::busybox`](super::Builder::busybox) sets it.
     pub busybox_install: bool,
     /// Whether `/init` tells what it does on the console.
     pub verbose: bool,
+}
+
+impl Default for InitConfig {
+    fn default() -> Self {
+        InitConfig {
+            modules: Vec::new(),
+            command: None,
+            report: false,
+            io: Io::Console,
+            status_port: None,
+            hostname: None,
+            env: Vec::new(),
+            terminal: None,
+            mounts: Vec::new(),
+            workdir: None,
+            at_end: AtEnd::PowerOff,
+            ctrl_alt_del: AtEnd::Reboot,
+            busybox_install: false,
+            verbose: false,
+        }
+    }
 }
 
 /// Where the command's standard input and output go.
