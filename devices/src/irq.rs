@@ -1,6 +1,8 @@
 //! Interrupts as a device raises them: a wire, or a set of message vectors.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A wire from a device into an interrupt controller.
 ///
@@ -46,4 +48,108 @@ pub trait MsiVectors: Send + Sync {
     /// # Errors
     /// No such vector, or the interrupt could not be delivered.
     fn raise(&self, vector: u16) -> io::Result<()>;
+}
+
+/// A wire that several devices share, such as a PCI host bridge's INTx wires:
+/// asserted for as long as any of them asserts it.
+pub struct SharedLine {
+    line: Arc<dyn IrqLine>,
+    /// How many inputs are asserted. The lock also covers the wire, so that the
+    /// last one to go does not lower it after another has raised it.
+    asserted: Mutex<usize>,
+}
+
+impl SharedLine {
+    /// Shares `line`, which nothing else may drive from then on.
+    pub fn new(line: Arc<dyn IrqLine>) -> Arc<Self> {
+        Arc::new(Self {
+            line,
+            asserted: Mutex::new(0),
+        })
+    }
+
+    /// An input for one device; it is deasserted when it is dropped.
+    pub fn input(self: &Arc<Self>) -> Arc<dyn IrqLine> {
+        Arc::new(SharedInput {
+            shared: Arc::clone(self),
+            asserted: AtomicBool::new(false),
+        })
+    }
+}
+
+struct SharedInput {
+    shared: Arc<SharedLine>,
+    /// Written under the shared line's lock.
+    asserted: AtomicBool,
+}
+
+impl IrqLine for SharedInput {
+    fn set(&self, asserted: bool) -> io::Result<()> {
+        let shared = &self.shared;
+        let mut count = shared
+            .asserted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let before = self.asserted.swap(asserted, Ordering::Relaxed);
+        match (before, asserted) {
+            (false, true) => *count += 1,
+            (true, false) => *count -= 1,
+            (false, false) => return Ok(()),
+            // Asserted again: an edge of its own on an edge-triggered wire.
+            (true, true) => {}
+        }
+        if asserted || *count == 0 {
+            shared.line.set(asserted)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+impl Drop for SharedInput {
+    fn drop(&mut self) {
+        // Nobody is left who could be told of a failure.
+        let _ = self.set(false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Default)]
+    struct Recorder(Mutex<Vec<bool>>);
+
+    impl IrqLine for Recorder {
+        fn set(&self, asserted: bool) -> io::Result<()> {
+            self.0.lock().unwrap().push(asserted);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn shared_line_stays_up_until_the_last_input_goes() {
+        let recorder = Arc::new(Recorder::default());
+        let shared = SharedLine::new(Arc::clone(&recorder) as Arc<dyn IrqLine>);
+        let (a, b) = (shared.input(), shared.input());
+        a.set(false).unwrap();
+        a.set(true).unwrap();
+        b.set(true).unwrap();
+        a.set(true).unwrap();
+        a.set(false).unwrap();
+        a.set(false).unwrap();
+        assert_eq!(*recorder.0.lock().unwrap(), [true, true, true]);
+        b.set(false).unwrap();
+        assert_eq!(*recorder.0.lock().unwrap(), [true, true, true, false]);
+    }
+
+    #[test]
+    fn dropped_input_is_deasserted() {
+        let recorder = Arc::new(Recorder::default());
+        let shared = SharedLine::new(Arc::clone(&recorder) as Arc<dyn IrqLine>);
+        let a = shared.input();
+        a.set(true).unwrap();
+        drop(a);
+        assert_eq!(*recorder.0.lock().unwrap(), [true, false]);
+    }
 }
