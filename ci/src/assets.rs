@@ -1,0 +1,133 @@
+//! What the guest tests find in a lab machine.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::cache::{Cache, progress};
+use crate::error::{AtPath, Result};
+use crate::images;
+use crate::kernels::Kernel;
+use crate::l1::{Initramfs, Parts};
+
+/// The folder of the tests in a lab machine.
+pub const TESTS: &str = "/tests";
+
+/// `/tests/assets/manifest.json`: where the tests find what they need.
+#[derive(Debug, Serialize, PartialEq, Eq)]
+pub struct Manifest {
+    /// The lab machine's name.
+    pub machine: String,
+    /// Its architecture.
+    pub arch: String,
+    /// The stock kernel for guests, as packaged.
+    pub kernel: String,
+    /// The same kernel in each format that the architecture boots.
+    pub kernel_formats: BTreeMap<&'static str, String>,
+    /// The kernel's modules folder.
+    pub modules: String,
+    /// A static busybox.
+    pub busybox: String,
+    /// A disk with a Debian root file system, where there is one.
+    pub rootfs: Option<String>,
+}
+
+/// Puts what the tests need into the initramfs of a lab machine: the test
+/// binaries of `built`, the kernel in each format, its modules, and the
+/// manifest. `rootfs` is the disk, within the machine, that holds a Debian root
+/// file system.
+///
+/// # Errors
+///
+/// When a kernel can't be converted or a file can't be read.
+pub fn add(
+    cache: &Cache,
+    parts: &Parts,
+    built: &Path,
+    rootfs: Option<&str>,
+    initramfs: &mut Initramfs,
+) -> Result<()> {
+    for binary in ["crossvisor", "crossvisor-tests"] {
+        initramfs.add(&built.join(binary), &format!("{TESTS}/{binary}"))?;
+    }
+    let guest = &parts.guest_kernel;
+    let release = &guest.release;
+    // The machine's own kernel is there already.
+    let (kernel, modules) = if *release == parts.kernel.release {
+        (
+            format!("/boot/vmlinuz-{release}"),
+            format!("/lib/modules/{release}"),
+        )
+    } else {
+        let kernel = format!("{TESTS}/assets/kernel");
+        let modules = format!("{TESTS}/assets/modules/{release}");
+        initramfs.add(&guest.image, &kernel)?;
+        initramfs.guest_modules(guest, &modules)?;
+        (kernel, modules)
+    };
+    let mut kernel_formats = BTreeMap::new();
+    for (format, image) in formats(cache, guest, parts.machine.arch)? {
+        let path = match image {
+            None => kernel.clone(),
+            Some(file) => {
+                let path = format!("{TESTS}/assets/kernel.{format}");
+                initramfs.add(&file, &path)?;
+                path
+            }
+        };
+        kernel_formats.insert(format, path);
+    }
+    let manifest = Manifest {
+        machine: parts.machine.name.to_owned(),
+        arch: parts.machine.arch.to_owned(),
+        kernel,
+        kernel_formats,
+        modules,
+        busybox: "/bin/busybox".to_owned(),
+        rootfs: rootfs.map(str::to_owned),
+    };
+    let json = serde_json::to_vec_pretty(&manifest).map_err(crate::error::Error::said_by)?;
+    initramfs.add_bytes(&format!("{TESTS}/assets/manifest.json"), json)
+}
+
+/// One way to convert a packaged image into another format.
+type Convert = fn(&[u8]) -> Result<Vec<u8>>;
+
+/// The formats in which an architecture's guests boot, and the file of each;
+/// none where the packaged image is of that format.
+fn formats(
+    cache: &Cache,
+    kernel: &Kernel,
+    arch: &str,
+) -> Result<Vec<(&'static str, Option<PathBuf>)>> {
+    let conversions: &[(&'static str, Option<Convert>)] = match arch {
+        "x86_64" => &[("bzimage", None), ("elf", Some(images::vmlinux))],
+        "aarch64" => &[
+            ("image", None),
+            ("gzip", Some(images::gzip)),
+            ("zboot", Some(images::zboot)),
+        ],
+        _ => &[],
+    };
+    let folder = cache.folder("images")?;
+    let _lock = cache.lock("images")?;
+    let mut found = Vec::new();
+    for (format, convert) in conversions {
+        let Some(convert) = convert else {
+            found.push((*format, None));
+            continue;
+        };
+        let file = folder.join(format!("{}.{format}", kernel.release));
+        if !file.exists() {
+            progress(&format!("making {format} of kernel {}", kernel.release));
+            let image = fs::read(&kernel.image).at(&kernel.image)?;
+            let partial = file.with_extension("partial");
+            fs::write(&partial, convert(&image)?).at(&partial)?;
+            fs::rename(&partial, &file).at(&file)?;
+        }
+        found.push((*format, Some(file)));
+    }
+    Ok(found)
+}

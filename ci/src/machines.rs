@@ -1,0 +1,181 @@
+//! The machines that the lab emulates, as data.
+//!
+//! Each offers /dev/kvm although this machine may not: QEMU's TCG emulates the
+//! virtualization extension too. A new machine is a new row.
+
+use crate::error::{Error, Result};
+use crate::targets::Target;
+
+/// A machine that the lab emulates ("L1"); crossvisor runs in it, and its
+/// guests are "L2".
+#[derive(Debug, PartialEq, Eq)]
+pub struct Machine {
+    /// Its name on the command line and in the table of results.
+    pub name: &'static str,
+    /// What it stands for.
+    pub about: &'static str,
+    /// Its architecture, as in [`Target::arch`].
+    pub arch: &'static str,
+    /// QEMU's program.
+    pub program: &'static str,
+    /// Debian's package of it.
+    pub package: &'static str,
+    /// QEMU's arguments for the machine and its processor.
+    pub options: &'static [&'static str],
+    /// Debian's meta package of the kernel that it runs.
+    pub kernel: &'static str,
+    /// Debian's meta package of the kernel that guests run.
+    pub guest_kernel: &'static str,
+    /// Kernel modules that it loads, dependencies aside.
+    pub modules: &'static [&'static str],
+    /// Its kernel's command line, beyond the console.
+    pub cmdline: &'static str,
+}
+
+/// Modules for what crossvisor uses on every host: taps, and the machine's own
+/// disks.
+pub const COMMON_MODULES: [&str; 2] = ["tun", "virtio_blk"];
+
+/// Every machine.
+pub const MACHINES: [Machine; 4] = [
+    Machine {
+        name: "x86_64",
+        about: "an AMD EPYC server with nested paging",
+        arch: "x86_64",
+        program: "qemu-system-x86_64",
+        package: "qemu-system-x86",
+        options: &[
+            "-machine",
+            "q35",
+            // What TCG lacks of this processor is left out by name, or QEMU
+            // warns of each at every start.
+            "-cpu",
+            "EPYC,fxsr-opt=off,misalignsse=off,osvw=off,topoext=off,nrip-save=off,xsavec=off",
+        ],
+        kernel: "linux-image-cloud-amd64",
+        guest_kernel: "linux-image-cloud-amd64",
+        modules: &["kvm-amd"],
+        cmdline: "",
+    },
+    Machine {
+        name: "aarch64",
+        about: "a server with GICv3 and ITS",
+        arch: "aarch64",
+        program: "qemu-system-aarch64",
+        package: "qemu-system-arm",
+        options: &[
+            "-machine",
+            "virt,virtualization=on,gic-version=3",
+            "-cpu",
+            "max,pauth-impdef=on",
+        ],
+        kernel: "linux-image-arm64",
+        guest_kernel: "linux-image-arm64",
+        modules: &[],
+        cmdline: "kvm-arm.mode=nvhe",
+    },
+    Machine {
+        name: "aarch64-gicv2",
+        about: "a Raspberry Pi 4: Cortex-A72 with GICv2",
+        arch: "aarch64",
+        program: "qemu-system-aarch64",
+        package: "qemu-system-arm",
+        options: &[
+            "-machine",
+            "virt,virtualization=on,gic-version=2",
+            "-cpu",
+            "cortex-a72",
+        ],
+        kernel: "linux-image-arm64",
+        guest_kernel: "linux-image-arm64",
+        modules: &[],
+        cmdline: "",
+    },
+    Machine {
+        name: "aarch64-16k",
+        about: "a Raspberry Pi 5 or the like: pages of 16 KiB",
+        arch: "aarch64",
+        program: "qemu-system-aarch64",
+        package: "qemu-system-arm",
+        options: &[
+            "-machine",
+            "virt,virtualization=on,gic-version=3",
+            "-cpu",
+            "max,pauth-impdef=on",
+        ],
+        kernel: "linux-image-arm64-16k",
+        guest_kernel: "linux-image-arm64",
+        modules: &[],
+        cmdline: "kvm-arm.mode=nvhe",
+    },
+];
+
+impl Machine {
+    /// The machine called `name`.
+    ///
+    /// # Errors
+    ///
+    /// When there is none; the error lists those there are.
+    pub fn named(name: &str) -> Result<&'static Self> {
+        MACHINES.iter().find(|m| m.name == name).ok_or_else(|| {
+            let known: Vec<&str> = MACHINES.iter().map(|m| m.name).collect();
+            Error::said(format!(
+                "the lab has no machine {name}; it has {}",
+                known.join(", ")
+            ))
+        })
+    }
+
+    /// The first machine of an architecture, on which `cargo lab run` runs.
+    ///
+    /// # Errors
+    ///
+    /// When there is none.
+    pub fn of(target: &Target) -> Result<&'static Self> {
+        Self::all(Some(target))
+            .next()
+            .ok_or_else(|| Error::said(format!("the lab has no machine for {}", target.arch)))
+    }
+
+    /// The machines of one architecture, or of all.
+    pub fn all(target: Option<&Target>) -> impl Iterator<Item = &'static Self> {
+        let arch = target.map(|t| t.arch);
+        MACHINES
+            .iter()
+            .filter(move |m| arch.is_none_or(|arch| m.arch == arch))
+    }
+
+    /// Its architecture.
+    ///
+    /// # Errors
+    ///
+    /// When the table is at odds with itself.
+    pub fn target(&self) -> Result<&'static Target> {
+        Target::named(self.arch)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn names_are_unique_and_architectures_known() {
+        let names: BTreeSet<&str> = MACHINES.iter().map(|m| m.name).collect();
+        assert_eq!(names.len(), MACHINES.len());
+        for machine in &MACHINES {
+            let target = machine.target().unwrap();
+            assert!(machine.kernel.ends_with(target.debian) || machine.kernel.contains("arm64"));
+            assert_eq!(Machine::named(machine.name).unwrap(), machine);
+        }
+    }
+
+    #[test]
+    fn each_architecture_has_a_machine_of_its_name() {
+        for target in &crate::targets::TARGETS {
+            assert_eq!(Machine::of(target).unwrap().name, target.arch);
+        }
+        assert!(Machine::named("vax").is_err());
+    }
+}

@@ -1,0 +1,90 @@
+//! The architectures that the lab builds for and emulates.
+
+use crate::error::{Error, Result};
+
+/// One architecture under the names that it has in each world.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Crossvisor's name, which is also Rust's.
+    pub arch: &'static str,
+    /// Other names that users type.
+    pub aliases: &'static [&'static str],
+    /// Rust's target, always with the GNU C library.
+    pub triple: &'static str,
+    /// Debian's name of the architecture.
+    pub debian: &'static str,
+    /// The GNU triplet, as in library folders.
+    pub gnu: &'static str,
+    /// Debian's package of the linker.
+    pub binutils: &'static str,
+}
+
+/// Every architecture that the lab knows so far.
+pub const TARGETS: [Target; 2] = [
+    Target {
+        arch: "x86_64",
+        aliases: &["amd64", "x86-64"],
+        triple: "x86_64-unknown-linux-gnu",
+        debian: "amd64",
+        gnu: "x86_64-linux-gnu",
+        binutils: "binutils-x86-64-linux-gnu",
+    },
+    Target {
+        arch: "aarch64",
+        aliases: &["arm64"],
+        triple: "aarch64-unknown-linux-gnu",
+        debian: "arm64",
+        gnu: "aarch64-linux-gnu",
+        binutils: "binutils-aarch64-linux-gnu",
+    },
+];
+
+impl Target {
+    /// The architecture called `name`.
+    ///
+    /// # Errors
+    ///
+    /// When the lab does not know it; the error lists what it knows.
+    pub fn named(name: &str) -> Result<&'static Self> {
+        TARGETS
+            .iter()
+            .find(|t| t.arch == name || t.aliases.contains(&name))
+            .ok_or_else(|| {
+                let known: Vec<&str> = TARGETS.iter().map(|t| t.arch).collect();
+                Error::said(format!(
+                    "the lab has no architecture {name}; it has {}",
+                    known.join(", ")
+                ))
+            })
+    }
+
+    /// The architecture of the machine that the lab runs on.
+    ///
+    /// # Errors
+    ///
+    /// When the lab has no such architecture.
+    pub fn native() -> Result<&'static Self> {
+        Self::named(std::env::consts::ARCH)
+    }
+
+    /// Whether it is the architecture of the machine that the lab runs on.
+    pub fn is_native(&self) -> bool {
+        self.arch == std::env::consts::ARCH
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_aliases_lead_to_one_architecture() {
+        assert_eq!(Target::named("arm64").unwrap().arch, "aarch64");
+        assert_eq!(Target::named("x86_64").unwrap().debian, "amd64");
+        let error = Target::named("vax").unwrap_err().to_string();
+        assert!(
+            error.contains("vax") && error.contains("aarch64"),
+            "{error}"
+        );
+    }
+}
