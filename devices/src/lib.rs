@@ -8,6 +8,8 @@
 pub mod acpi_power;
 pub mod bus;
 pub mod chardev;
+pub mod disk;
+pub mod fd;
 pub mod i8042;
 pub mod irq;
 pub mod notify;

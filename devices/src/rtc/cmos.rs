@@ -233,7 +233,7 @@ impl State {
         if self.status_b & B_BINARY != 0 {
             number
         } else {
-            number / 10 << 4 | number % 10
+            ((number / 10) << 4) | (number % 10)
         }
     }
 

@@ -4,6 +4,13 @@
 //! configuration space. A transport knows how a driver finds it, negotiates
 //! and rings. Neither knows the other, nor an architecture.
 
+pub mod block;
+pub mod buffers;
+mod config;
+#[cfg(test)]
+mod testing;
+pub mod worker;
+
 use std::io;
 use std::sync::Arc;
 

@@ -1,0 +1,472 @@
+use super::*;
+use crate::disk::DiskOptions;
+use crate::virtio::testing::{
+    BUFFERS, Buf, Driver, DriverQueue, END_OF_RAM, INDIRECT, NEXT, SEAM, WRITE, into, out,
+};
+use std::os::unix::fs::FileExt;
+use tempfile::NamedTempFile;
+
+const HEADER: u64 = BUFFERS;
+const STATUS: u64 = BUFFERS + 0x100;
+const DATA: u64 = BUFFERS + 0x1000;
+const SECTORS: u64 = 2048;
+
+const OK: u8 = 0;
+const IOERR: u8 = 1;
+const UNSUPP: u8 = 2;
+
+const IN: u32 = 0;
+const OUT: u32 = 1;
+const FLUSH: u32 = 4;
+const GET_ID: u32 = 8;
+const DISCARD: u32 = 11;
+const WRITE_ZEROES: u32 = 13;
+
+struct Setup {
+    file: NamedTempFile,
+    block: Block,
+    driver: Driver,
+}
+
+impl Setup {
+    fn with(read_only: bool, queues: u16, prepare: impl FnOnce(&mut DriverQueue)) -> Self {
+        let file = NamedTempFile::new().unwrap();
+        let content: Vec<u8> = (0..SECTORS * SECTOR).map(|i| (i / SECTOR) as u8).collect();
+        file.as_file().write_all_at(&content, 0).unwrap();
+        let disk = RawDisk::open(file.path(), DiskOptions { read_only }).unwrap();
+        let options = BlockOptions {
+            serial: "crossvisor-0".to_owned(),
+            queues,
+            queue_size: 16,
+        };
+        let mut block = Block::new("disk0", Arc::new(disk), options);
+        let mut driver = Driver::new(&vec![16; queues.into()]);
+        prepare(&mut driver.queues[0]);
+        block.activate(driver.activation(block.features())).unwrap();
+        Self {
+            file,
+            block,
+            driver,
+        }
+    }
+
+    fn new() -> Self {
+        Self::with(false, 1, |_| ())
+    }
+
+    fn header(&self, kind: u32, sector: u64) {
+        let mut header = [0; 16];
+        header[..4].copy_from_slice(&kind.to_le_bytes());
+        header[8..].copy_from_slice(&sector.to_le_bytes());
+        self.driver.write(HEADER, &header);
+        self.driver.write(STATUS, &[0xee]);
+    }
+
+    fn status(&self) -> u8 {
+        self.driver.read(STATUS, 1)[0]
+    }
+
+    /// One request with `data` between header and status.
+    fn request(&mut self, kind: u32, sector: u64, data: &[Buf]) -> (u8, u32) {
+        self.header(kind, sector);
+        let mut bufs = vec![out(HEADER, 16)];
+        bufs.extend(data);
+        bufs.push(into(STATUS, 1));
+        let head = self.driver.queues[0].add(&bufs);
+        let (id, len) = self.driver.queues[0].run();
+        assert_eq!(id, head);
+        (self.status(), len)
+    }
+
+    fn segment(&self, sector: u64, sectors: u32, flags: u32) -> Buf {
+        let mut raw = [0; 16];
+        raw[..8].copy_from_slice(&sector.to_le_bytes());
+        raw[8..12].copy_from_slice(&sectors.to_le_bytes());
+        raw[12..].copy_from_slice(&flags.to_le_bytes());
+        self.driver.write(DATA, &raw);
+        out(DATA, 16)
+    }
+
+    fn on_host(&self, sector: u64, len: usize) -> Vec<u8> {
+        let mut data = vec![0; len];
+        self.file
+            .as_file()
+            .read_exact_at(&mut data, sector * SECTOR)
+            .unwrap();
+        data
+    }
+
+    /// The device still does what it is for.
+    fn assert_alive(&mut self) {
+        assert_eq!(self.request(IN, 5, &[into(DATA, 512)]), (OK, 513));
+        assert_eq!(self.driver.read(DATA, 512), [5; 512]);
+    }
+}
+
+#[test]
+fn reads_and_writes_where_the_driver_says() {
+    let mut s = Setup::new();
+    assert_eq!(s.request(IN, 7, &[into(DATA, 1024)]), (OK, 1025));
+    assert_eq!(s.driver.read(DATA, 1024), [[7; 512], [8; 512]].concat());
+    s.driver.write(DATA, &[0x5a; 512]);
+    assert_eq!(s.request(OUT, 100, &[out(DATA, 512)]), (OK, 1));
+    assert_eq!(s.on_host(100, 512), [0x5a; 512]);
+    assert_eq!(s.on_host(101, 512), [101; 512]);
+    assert_eq!(s.request(FLUSH, 0, &[]), (OK, 1));
+    assert!(s.driver.interrupt.queue_count(0) >= 3);
+}
+
+#[test]
+fn buffers_may_be_split_anywhere_and_cross_regions() {
+    let mut s = Setup::new();
+    s.header(IN, 9);
+    let data = [
+        out(HEADER, 3),
+        out(HEADER + 3, 0),
+        out(HEADER + 3, 13),
+        into(SEAM - 100, 300),
+        into(DATA, 212),
+        into(DATA + 212, 512),
+        into(STATUS, 1),
+    ];
+    s.driver.queues[0].add(&data);
+    assert_eq!(s.driver.queues[0].run().1, 1025);
+    assert_eq!(s.status(), OK);
+    assert_eq!(s.driver.read(SEAM - 100, 300), [9; 300]);
+    assert_eq!(s.driver.read(DATA, 212), [9; 212]);
+    assert_eq!(s.driver.read(DATA + 212, 512), [10; 512]);
+
+    // The status may share a buffer with the data.
+    s.header(IN, 3);
+    s.driver.queues[0].add(&[out(HEADER, 16), into(DATA, 513)]);
+    assert_eq!(s.driver.queues[0].run().1, 513);
+    assert_eq!(s.driver.read(DATA + 511, 2), [3, OK]);
+
+    // And the header with what is written.
+    s.header(OUT, 20);
+    s.driver.write(HEADER + 16, &[0x77; 512]);
+    s.driver.queues[0].add(&[out(HEADER, 528), into(DATA, 1)]);
+    s.driver.queues[0].run();
+    assert_eq!(s.driver.read(DATA, 1), [OK]);
+    assert_eq!(s.on_host(20, 512), [0x77; 512]);
+}
+
+#[test]
+fn indirect_tables_longer_than_the_queue() {
+    let mut s = Setup::new();
+    s.header(IN, 0);
+    let table = BUFFERS + 0x2_0000;
+    let mut bufs = vec![out(HEADER, 16)];
+    bufs.extend((0..200).map(|i| into(DATA + 512 * i, 512)));
+    bufs.push(into(STATUS, 1));
+    s.driver.queues[0].add_indirect(table, &bufs);
+    assert_eq!(s.driver.queues[0].run().1, 200 * 512 + 1);
+    assert_eq!(s.status(), OK);
+    for sector in 0..200 {
+        assert_eq!(s.driver.read(DATA + 512 * sector, 512), [sector as u8; 512]);
+    }
+}
+
+#[test]
+fn serial_and_unknown_requests() {
+    let mut s = Setup::new();
+    assert_eq!(s.request(GET_ID, 0, &[into(DATA, 20)]), (OK, 21));
+    assert_eq!(s.driver.read(DATA, 20), b"crossvisor-0\0\0\0\0\0\0\0\0");
+    assert_eq!(s.request(GET_ID, 0, &[into(DATA, 4)]), (OK, 5));
+    assert_eq!(s.request(0x1234, 0, &[into(DATA, 512)]), (UNSUPP, 1));
+}
+
+#[test]
+fn discard_and_write_zeroes() {
+    let mut s = Setup::new();
+    let segment = s.segment(8, 16, 0);
+    assert_eq!(s.request(WRITE_ZEROES, 0, &[segment]), (OK, 1));
+    assert_eq!(s.on_host(8, 16 * 512), [0; 16 * 512]);
+    assert_eq!(s.on_host(24, 512), [24; 512]);
+    let segment = s.segment(64, 16, 1);
+    assert_eq!(s.request(WRITE_ZEROES, 0, &[segment]), (OK, 1));
+    assert_eq!(s.on_host(64, 16 * 512), [0; 16 * 512]);
+    let segment = s.segment(128, 8, 0);
+    assert_eq!(s.request(DISCARD, 0, &[segment]), (OK, 1));
+    assert_eq!(s.on_host(136, 512), [136; 512]);
+
+    for (kind, sector, sectors, flags, expected) in [
+        (DISCARD, 0, 8, 1, UNSUPP),
+        (DISCARD, 0, 8, 2, UNSUPP),
+        (WRITE_ZEROES, 0, 8, 0x8000_0000, UNSUPP),
+        (WRITE_ZEROES, SECTORS, 1, 0, IOERR),
+        (WRITE_ZEROES, u64::MAX, 1, 0, IOERR),
+        (DISCARD, 1, u32::MAX, 0, IOERR),
+        (WRITE_ZEROES, 0, MAX_ZERO_SECTORS + 1, 0, IOERR),
+    ] {
+        let segment = s.segment(sector, sectors, flags);
+        assert_eq!(s.request(kind, 0, &[segment]), (expected, 1));
+    }
+    for len in [0, 15, 17, 16 * 17] {
+        assert_eq!(s.request(DISCARD, 0, &[out(DATA, len)]).0, IOERR);
+    }
+    assert_eq!(s.on_host(0, 512), [0; 512]);
+    assert_eq!(s.on_host(1, 512), [1; 512]);
+    s.assert_alive();
+}
+
+#[test]
+fn ranges_outside_the_disk_and_partial_sectors_fail() {
+    let mut s = Setup::new();
+    for (kind, sector, len) in [
+        (IN, SECTORS, 512),
+        (IN, SECTORS - 1, 1024),
+        (IN, u64::MAX, 512),
+        (IN, u64::MAX / 512 + 1, 512),
+        (IN, 0, 511),
+        (IN, 0, 513),
+    ] {
+        assert_eq!(s.request(kind, sector, &[into(DATA, len)]), (IOERR, 1));
+        assert_eq!(s.request(OUT, sector, &[out(DATA, len)]), (IOERR, 1));
+    }
+    assert_eq!(s.request(IN, SECTORS - 1, &[into(DATA, 512)]), (OK, 513));
+    assert_eq!(s.file.as_file().metadata().unwrap().len(), SECTORS * SECTOR);
+}
+
+#[test]
+fn a_read_only_disk_is_never_written() {
+    let mut s = Setup::with(true, 1, |_| ());
+    assert_ne!(s.block.features() & 1 << VIRTIO_BLK_F_RO, 0);
+    assert_eq!(s.block.features() & 1 << VIRTIO_BLK_F_DISCARD, 0);
+    assert_eq!(s.request(OUT, 1, &[out(DATA, 512)]), (IOERR, 1));
+    let segment = s.segment(1, 1, 0);
+    assert_eq!(s.request(WRITE_ZEROES, 0, &[segment]), (UNSUPP, 1));
+    assert_eq!(s.request(FLUSH, 0, &[]), (OK, 1));
+    assert_eq!(s.on_host(1, 512), [1; 512]);
+    s.assert_alive();
+}
+
+#[test]
+fn malformed_chains_are_returned_unused() {
+    let mut s = Setup::new();
+    let chains: [&[Buf]; 9] = [
+        // No status, no header, nothing.
+        &[out(HEADER, 16)],
+        &[out(HEADER, 0)],
+        // Readable after writable.
+        &[
+            out(HEADER, 16),
+            into(DATA, 512),
+            out(DATA, 512),
+            into(STATUS, 1),
+        ],
+        // Outside memory.
+        &[out(END_OF_RAM, 16), into(STATUS, 1)],
+        &[out(END_OF_RAM - 8, 16), into(STATUS, 1)],
+        &[out(u64::MAX - 7, 16), into(STATUS, 1)],
+        &[out(HEADER, 16), into(DATA, u32::MAX), into(STATUS, 1)],
+        &[out(HEADER, 16), into(STATUS, 1), into(u64::MAX, 1)],
+        // An indirect table that is no whole number of descriptors.
+        &[Buf {
+            addr: DATA,
+            len: 17,
+            flags: INDIRECT,
+        }],
+    ];
+    for chain in chains {
+        s.header(OUT, 1);
+        let head = s.driver.queues[0].add(chain);
+        assert_eq!(s.driver.queues[0].run(), (head, 0));
+    }
+    // A status byte, but no whole header.
+    s.header(IN, 0);
+    s.driver.queues[0].add(&[out(HEADER, 15), into(STATUS, 1)]);
+    assert_eq!(s.driver.queues[0].run().1, 1);
+    assert_eq!(s.status(), IOERR);
+    assert_eq!(s.on_host(1, 512), [1; 512]);
+    s.assert_alive();
+}
+
+#[test]
+fn loops_and_wild_links_are_returned_unused() {
+    let mut s = Setup::new();
+    s.header(IN, 0);
+    let q = &mut s.driver.queues[0];
+    let looped = Buf {
+        addr: HEADER,
+        len: 16,
+        flags: NEXT,
+    };
+    q.descriptor(3, looped, 3);
+    q.publish(3);
+    assert_eq!(q.run(), (3, 0));
+    q.descriptor(3, looped, 4);
+    q.descriptor(
+        4,
+        Buf {
+            addr: DATA,
+            len: 1,
+            flags: NEXT | WRITE,
+        },
+        3,
+    );
+    q.publish(3);
+    assert_eq!(q.run(), (3, 0));
+    q.descriptor(3, looped, 16);
+    q.publish(3);
+    assert_eq!(q.run(), (3, 0));
+    // An indirect table inside an indirect table, and one outside memory.
+    q.write_descriptor(
+        DATA,
+        0,
+        Buf {
+            addr: DATA,
+            len: 16,
+            flags: INDIRECT,
+        },
+        0,
+    );
+    q.descriptor(
+        3,
+        Buf {
+            addr: DATA,
+            len: 16,
+            flags: INDIRECT,
+        },
+        0,
+    );
+    q.publish(3);
+    assert_eq!(q.run(), (3, 0));
+    q.descriptor(
+        3,
+        Buf {
+            addr: END_OF_RAM - 8,
+            len: 32,
+            flags: INDIRECT,
+        },
+        0,
+    );
+    q.publish(3);
+    assert_eq!(q.run(), (3, 0));
+    s.assert_alive();
+}
+
+#[test]
+fn an_index_that_jumps_or_a_head_outside_the_table_stops_the_queue() {
+    let mut s = Setup::new();
+    s.assert_alive();
+    s.driver.queues[0].jump(1 + 17);
+    s.driver.queues[0].expect_silence();
+
+    let mut s = Setup::new();
+    s.driver.queues[0].publish(16);
+    s.driver.queues[0].expect_silence();
+    s.driver.queues[0].publish(u16::MAX);
+    s.driver.queues[0].expect_silence();
+    // A reset makes it work again.
+    assert_eq!(s.block.deactivate().len(), 1);
+    s.driver = Driver::new(&[16]);
+    s.block
+        .activate(s.driver.activation(s.block.features()))
+        .unwrap();
+    s.assert_alive();
+}
+
+#[test]
+fn a_pause_loses_no_request() {
+    let mut s = Setup::new();
+    s.assert_alive();
+    let queues = s.block.deactivate();
+    s.header(IN, 6);
+    s.driver.queues[0].add(&[out(HEADER, 16), into(DATA, 512), into(STATUS, 1)]);
+    s.driver.queues[0].expect_silence();
+    let mut activation = s.driver.activation(s.block.features());
+    activation.queues = queues;
+    s.block.activate(activation).unwrap();
+    assert_eq!(s.driver.queues[0].wait().1, 513);
+    assert_eq!(s.driver.read(DATA, 512), [6; 512]);
+}
+
+#[test]
+fn drivers_that_want_no_interrupt_get_none() {
+    let mut s = Setup::new();
+    s.driver.queues[0].set_flags(1);
+    s.assert_alive();
+    assert_eq!(s.driver.interrupt.queue_count(0), 0);
+
+    let mut s = Setup::with(false, 1, |queue| {
+        queue.use_event_idx();
+        queue.set_used_event(2);
+    });
+    s.assert_alive();
+    s.assert_alive();
+    assert_eq!(s.driver.interrupt.queue_count(0), 0);
+    s.assert_alive();
+    // The element is in the ring before its interrupt is.
+    s.block.deactivate();
+    assert_eq!(s.driver.interrupt.queue_count(0), 1);
+}
+
+#[test]
+fn every_queue_works_on_its_own() {
+    let mut s = Setup::with(false, 4, |_| ());
+    assert_ne!(s.block.features() & 1 << VIRTIO_BLK_F_MQ, 0);
+    for round in 0..50 {
+        for (i, queue) in s.driver.queues.iter_mut().enumerate() {
+            let base = BUFFERS + 0x1000 * (1 + i as u64);
+            let sector = round * 4 + i as u64;
+            let mut header = [0; 16];
+            header[8..].copy_from_slice(&sector.to_le_bytes());
+            let mem = s.driver.mem.memory();
+            vm_memory::Bytes::write_slice(&*mem, &header, vm_memory::GuestAddress(base)).unwrap();
+            queue.add(&[out(base, 16), into(base + 512, 513)]);
+            queue.kick();
+        }
+        for i in 0..4 {
+            assert_eq!(s.driver.queues[i].wait().1, 513);
+            let base = BUFFERS + 0x1000 * (1 + i as u64);
+            let mut expected = vec![(round * 4 + i as u64) as u8; 512];
+            expected.push(OK);
+            assert_eq!(s.driver.read(base + 512, 513), expected);
+        }
+    }
+    let queues = s.block.deactivate();
+    let indices: Vec<u16> = queues.iter().map(|q| q.index).collect();
+    assert_eq!(indices, [0, 1, 2, 3]);
+}
+
+#[test]
+fn configuration_space_says_what_the_disk_is() {
+    let mut s = Setup::new();
+    let read = |block: &Block, offset, len| {
+        let mut data = vec![0xff; len];
+        block.read_config(offset, &mut data);
+        data
+    };
+    assert_eq!(read(&s.block, 0, 8), SECTORS.to_le_bytes());
+    assert_eq!(read(&s.block, 12, 4), 14u32.to_le_bytes(), "seg_max");
+    assert_eq!(read(&s.block, 20, 4), 512u32.to_le_bytes(), "blk_size");
+    assert_eq!(read(&s.block, 24, 2), [3, 0], "4 KiB physical blocks");
+    assert_eq!(read(&s.block, 32, 1), [1], "writeback");
+    assert_eq!(read(&s.block, 34, 2), [1, 0], "num_queues");
+    assert_eq!(read(&s.block, 36, 4), MAX_DISCARD_SECTORS.to_le_bytes());
+    assert_eq!(
+        read(&s.block, 44, 4),
+        8u32.to_le_bytes(),
+        "discard alignment"
+    );
+    assert_eq!(read(&s.block, 48, 4), MAX_ZERO_SECTORS.to_le_bytes());
+    assert_eq!(read(&s.block, 56, 8), [1, 0, 0, 0, 0, 0, 0, 0]);
+    s.block.write_config(32, &[0]);
+    assert_eq!(read(&s.block, 32, 1), [0]);
+    s.block.write_config(0, &[0]);
+    s.block.write_config(u64::MAX, &[0; 8]);
+    assert_eq!(read(&s.block, 0, 8), SECTORS.to_le_bytes());
+}
+
+#[test]
+fn a_device_without_its_queue_does_not_start() {
+    let mut s = Setup::new();
+    s.block.deactivate();
+    let mut activation = s.driver.activation(0);
+    activation.queues.clear();
+    assert!(matches!(
+        s.block.activate(activation),
+        Err(ActivateError::MissingQueue(0))
+    ));
+}

@@ -1,0 +1,358 @@
+//! Threads that do a device's work: they own its queues while the driver runs.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use rustix::event::epoll;
+use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
+use virtio_queue::{DescriptorChain, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::{ActiveQueue, VirtioInterrupt};
+use crate::{GuestMem, fd};
+
+const STOP: u64 = u64::MAX;
+/// Tokens from here on are queues, by position; below are the handler's own.
+const QUEUES: u64 = 1 << 32;
+const MAX_EVENTS: usize = 16;
+
+/// What a device does on its worker thread. No method may block for long: while
+/// it runs, the device cannot stop.
+pub trait Handler: Send + 'static {
+    /// Called once when the thread starts, also when it goes on after a pause.
+    fn start(&mut self, context: &mut Context);
+
+    /// The driver notified the queue at `position` in [`Context::queues`], or
+    /// the worker just started.
+    fn queue(&mut self, context: &mut Context, position: usize);
+
+    /// A descriptor watched under `token` is ready.
+    fn event(&mut self, context: &mut Context, token: u32);
+
+    /// Called once before the thread ends: buffers taken and not used must go
+    /// back to their queue.
+    fn stop(&mut self, context: &mut Context);
+}
+
+/// What a handler works with.
+pub struct Context {
+    /// Guest memory.
+    pub mem: GuestMem,
+    /// How to interrupt the driver.
+    pub interrupt: Arc<dyn VirtioInterrupt>,
+    /// The worker's queues.
+    pub queues: Vec<WorkerQueue>,
+    epoll: OwnedFd,
+}
+
+impl Context {
+    /// Calls [`Handler::event`] with `token` whenever `source` can be read or
+    /// has hung up.
+    ///
+    /// # Errors
+    /// The host cannot wait for this kind of descriptor, such as a regular
+    /// file (`PermissionDenied`), or watches it already (`AlreadyExists`).
+    pub fn watch(&self, source: BorrowedFd<'_>, token: u32) -> io::Result<()> {
+        self.add(source, token.into())
+    }
+
+    /// Ends [`watch`](Self::watch); what is not watched is ignored.
+    pub fn unwatch(&self, source: BorrowedFd<'_>) {
+        let _ = epoll::delete(&self.epoll, source);
+    }
+
+    fn add(&self, source: BorrowedFd<'_>, token: u64) -> io::Result<()> {
+        let data = epoll::EventData::new_u64(token);
+        epoll::add(&self.epoll, source, data, epoll::EventFlags::IN)?;
+        Ok(())
+    }
+}
+
+/// A queue in the hands of its device.
+///
+/// A ring that the driver broke beyond use (indices that jump, rings outside
+/// memory) is logged once and then ignored until the device is reset.
+pub struct WorkerQueue {
+    active: ActiveQueue,
+    device: String,
+    broken: bool,
+    complained: bool,
+}
+
+impl WorkerQueue {
+    fn new(device: &str, active: ActiveQueue) -> Self {
+        Self {
+            active,
+            device: device.to_owned(),
+            broken: false,
+            complained: false,
+        }
+    }
+
+    /// The queue's number in the device.
+    pub fn index(&self) -> u16 {
+        self.active.index
+    }
+
+    /// The number of descriptors in its table.
+    pub fn size(&self) -> u16 {
+        self.active.queue.size()
+    }
+
+    /// Takes the next chain that the driver made available.
+    pub fn pop<'m>(
+        &mut self,
+        mem: &'m GuestMemoryMmap,
+    ) -> Option<DescriptorChain<&'m GuestMemoryMmap>> {
+        if self.broken {
+            return None;
+        }
+        let queue = &mut self.active.queue;
+        let popped = virtio_queue::QueueOwnedT::iter(queue, mem).map(|mut chains| chains.next());
+        match popped {
+            Ok(Some(chain)) if chain.head_index() >= self.active.queue.size() => {
+                self.fail("an available index outside the descriptor table");
+                None
+            }
+            Ok(chain) => chain,
+            Err(error) => {
+                self.fail(error);
+                None
+            }
+        }
+    }
+
+    /// Gives back the last `count` chains that were taken and not used.
+    pub fn put_back(&mut self, count: u16) {
+        let queue = &mut self.active.queue;
+        queue.set_next_avail(queue.next_avail().wrapping_sub(count));
+    }
+
+    /// Returns the chain that starts at `head` to the driver, with `written`
+    /// bytes in its device-writable buffers.
+    pub fn complete(&mut self, mem: &GuestMemoryMmap, head: u16, written: u32) {
+        if self.broken {
+            return;
+        }
+        if let Err(error) = self.active.queue.add_used(mem, head, written) {
+            self.fail(error);
+        }
+    }
+
+    /// Interrupts the driver for what was completed, unless it does not want to
+    /// know.
+    pub fn signal(&mut self, mem: &GuestMemoryMmap, interrupt: &dyn VirtioInterrupt) {
+        if self.broken || !self.wants_interrupt(mem) {
+            return;
+        }
+        if let Err(error) = interrupt.queue(self.active.index) {
+            self.complain(&format_args!("cannot interrupt the driver: {error}"));
+        }
+    }
+
+    fn wants_interrupt(&mut self, mem: &GuestMemoryMmap) -> bool {
+        if !self.active.queue.event_idx_enabled() {
+            // Without event indices there is a flag, which virtio-queue leaves
+            // to us. It is a hint: when in doubt, interrupt.
+            let flags: Result<[u8; 2], _> =
+                mem.read_obj(GuestAddress(self.active.queue.avail_ring()));
+            let suppressed = flags.is_ok_and(|flags| {
+                u32::from(u16::from_le_bytes(flags)) & VRING_AVAIL_F_NO_INTERRUPT != 0
+            });
+            return !suppressed;
+        }
+        match self.active.queue.needs_notification(mem) {
+            Ok(needed) => needed,
+            Err(error) => {
+                self.fail(error);
+                false
+            }
+        }
+    }
+
+    /// Asks the driver to notify again, and returns whether it has already made
+    /// more available, so that no notification may come for that.
+    pub fn listen(&mut self, mem: &GuestMemoryMmap) -> bool {
+        if self.broken {
+            return false;
+        }
+        match self.active.queue.enable_notification(mem) {
+            Ok(more) => more,
+            Err(error) => {
+                self.fail(error);
+                false
+            }
+        }
+    }
+
+    /// Asks the driver not to notify, while the worker looks by itself.
+    pub fn ignore(&mut self, mem: &GuestMemoryMmap) {
+        if !self.broken
+            && let Err(error) = self.active.queue.disable_notification(mem)
+        {
+            self.fail(error);
+        }
+    }
+
+    /// Makes the worker call [`Handler::queue`] for this queue once more.
+    pub fn again(&self) {
+        // Fails only when the event is signalled already.
+        let _ = self.active.notify.write(1);
+    }
+
+    /// Passes each available chain to `serve`, which returns how many bytes it
+    /// wrote into it, and returns the chain to the driver. A driver that adds
+    /// chains all the time does not keep it here: it ends after one table's
+    /// worth and comes [`again`](Self::again).
+    pub fn serve<'m>(
+        &mut self,
+        mem: &'m GuestMemoryMmap,
+        interrupt: &dyn VirtioInterrupt,
+        mut serve: impl FnMut(&mut Self, DescriptorChain<&'m GuestMemoryMmap>) -> u32,
+    ) {
+        let mut budget = self.size();
+        let mut promised = false;
+        loop {
+            self.ignore(mem);
+            while let Some(chain) = self.pop(mem) {
+                promised = false;
+                let head = chain.head_index();
+                let written = serve(self, chain);
+                self.complete(mem, head, written);
+                self.signal(mem, interrupt);
+                budget -= 1;
+                if budget == 0 {
+                    self.again();
+                    return;
+                }
+            }
+            if promised {
+                // The index says that there is more, the ring does not give it.
+                self.fail("an available ring that cannot be read");
+            }
+            promised = self.listen(mem);
+            if !promised {
+                return;
+            }
+        }
+    }
+
+    /// Says once what a driver did wrong.
+    pub fn complain(&mut self, problem: &dyn std::fmt::Display) {
+        if !self.complained {
+            self.complained = true;
+            log::warn!("{} queue {}: {problem}", self.device, self.active.index);
+        }
+    }
+
+    fn fail(&mut self, problem: impl std::fmt::Display) {
+        self.complain(&format_args!("{problem}; the queue stops until a reset"));
+        self.broken = true;
+    }
+}
+
+/// A running worker thread, which ends when this is dropped.
+pub struct Worker<H> {
+    thread: Option<JoinHandle<(H, Vec<ActiveQueue>)>>,
+    stop: EventFd,
+}
+
+impl<H: Handler> Worker<H> {
+    /// Starts a thread named `name` that runs `handler` for `queues`.
+    ///
+    /// # Errors
+    /// The thread or one of its event sources could not be made.
+    pub fn spawn(
+        name: &str,
+        mem: GuestMem,
+        interrupt: Arc<dyn VirtioInterrupt>,
+        queues: Vec<ActiveQueue>,
+        mut handler: H,
+    ) -> io::Result<Self> {
+        let queues = queues
+            .into_iter()
+            .map(|active| WorkerQueue::new(name, active))
+            .collect();
+        let mut context = Context {
+            mem,
+            interrupt,
+            queues,
+            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+        };
+        let stop = EventFd::new(EFD_NONBLOCK)?;
+        context.add(fd::borrow(&stop), STOP)?;
+        for (queue, token) in context.queues.iter().zip(QUEUES..) {
+            context.add(fd::borrow(&queue.active.notify), token)?;
+        }
+        let thread = thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                run(&mut handler, &mut context);
+                let queues = context.queues.into_iter().map(|queue| queue.active);
+                (handler, queues.collect())
+            })?;
+        Ok(Self {
+            thread: Some(thread),
+            stop,
+        })
+    }
+
+    /// Ends the thread and returns what it owned, or `None` if it panicked.
+    pub fn stop(mut self) -> Option<(H, Vec<ActiveQueue>)> {
+        self.join()
+    }
+}
+
+impl<H> Worker<H> {
+    fn join(&mut self) -> Option<(H, Vec<ActiveQueue>)> {
+        // Fails only when the event is signalled already.
+        let _ = self.stop.write(1);
+        self.thread.take()?.join().ok()
+    }
+}
+
+impl<H> Drop for Worker<H> {
+    fn drop(&mut self) {
+        self.join();
+    }
+}
+
+fn run(handler: &mut impl Handler, context: &mut Context) {
+    handler.start(context);
+    // What was made available before the thread listened.
+    for position in 0..context.queues.len() {
+        handler.queue(context, position);
+    }
+    let mut events = Vec::with_capacity(MAX_EVENTS);
+    loop {
+        events.clear();
+        let space = rustix::buffer::spare_capacity(&mut events);
+        match epoll::wait(context.epoll.as_fd(), space, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => {
+                log::error!("a device worker cannot wait for events: {error}");
+                break;
+            }
+        }
+        if events.iter().any(|event| event.data.u64() == STOP) {
+            break;
+        }
+        for event in &events {
+            let token = event.data.u64();
+            match u32::try_from(token) {
+                Ok(token) => handler.event(context, token),
+                Err(_) => {
+                    let position = (token - QUEUES) as usize;
+                    if let Some(queue) = context.queues.get(position) {
+                        let _ = queue.active.notify.read();
+                        handler.queue(context, position);
+                    }
+                }
+            }
+        }
+    }
+    handler.stop(context);
+}
