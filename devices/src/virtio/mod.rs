@@ -10,6 +10,12 @@ mod config;
 #[cfg(test)]
 mod testing;
 pub mod worker;
+#[cfg(test)]
+mod doubles;
+pub mod interrupt;
+pub mod mmio;
+pub mod pci;
+pub mod transport;
 
 use std::io;
 use std::sync::Arc;
@@ -42,7 +48,8 @@ pub struct ActiveQueue {
     pub index: u16,
     /// Its rings.
     pub queue: Queue,
-    /// Signalled by the driver's notification.
+    /// Signalled by the driver's notification. It does not block: a read that
+    /// finds nothing is an error of kind `WouldBlock`.
     pub notify: EventFd,
 }
 
