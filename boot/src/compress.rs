@@ -120,3 +120,87 @@ fn read_bounded(decoder: impl Read, kind: Compression, limit: u64) -> Result<Vec
     }
     Ok(out)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    /// The same bytes in every format that is decompressed.
+    fn compressed(data: &[u8]) -> Vec<Vec<u8>> {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        gzip.write_all(data).unwrap();
+        let options = lzma_rust2::XzOptions::default();
+        let mut xz = lzma_rust2::XzWriter::new(Vec::new(), options).unwrap();
+        xz.write_all(data).unwrap();
+        let level = ruzstd::encoding::CompressionLevel::Fastest;
+        vec![
+            gzip.finish().unwrap(),
+            xz.finish().unwrap(),
+            ruzstd::encoding::compress_to_vec(data, level),
+        ]
+    }
+
+    #[test]
+    fn the_bound_holds_for_every_format() {
+        let data = vec![7u8; 1 << 20];
+        for bytes in compressed(&data) {
+            let kind = Compression::detect(&bytes).unwrap();
+            assert!(bytes.len() < data.len() / 10, "{kind} is a small bomb");
+            assert_eq!(kind.decompress(&bytes[..], 1 << 20).unwrap(), data);
+            for limit in [0, 1, (1 << 20) - 1] {
+                let error = kind.decompress(&bytes[..], limit).unwrap_err();
+                assert!(matches!(error, Error::TooLarge(k, l) if k == kind && l == limit));
+            }
+        }
+    }
+
+    #[test]
+    fn truncated_data_is_an_error_everywhere() {
+        let data: Vec<u8> = (0..2000u32).flat_map(|i| (i * i).to_le_bytes()).collect();
+        for bytes in compressed(&data) {
+            let kind = Compression::detect(&bytes).unwrap();
+            // A zstd frame may end with a checksum, gzip with a trailer: what
+            // is cut must never pass for the whole.
+            for len in 0..bytes.len() {
+                match kind.decompress(&bytes[..len], 1 << 20) {
+                    Ok(out) => assert_eq!(out, data, "{kind} cut at {len}"),
+                    Err(e) => assert!(matches!(e, Error::Damaged(..)), "{e}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn damaged_data_ends_in_an_error_or_other_data() {
+        let data: Vec<u8> = (0..500u32).flat_map(|i| (i * i).to_le_bytes()).collect();
+        for bytes in compressed(&data) {
+            let kind = Compression::detect(&bytes).unwrap();
+            for at in 0..bytes.len() {
+                let mut damaged = bytes.clone();
+                damaged[at] ^= 0x41;
+                if let Ok(out) = kind.decompress(&damaged[..], 1 << 16) {
+                    assert!(out.len() <= 1 << 16);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn formats_without_a_decoder_are_named() {
+        for start in [
+            &b"BZh9"[..],
+            &[0x5d, 0, 0, 0],
+            &[2, 0x21, 0x4c, 0x18],
+            b"\x89LZO\0",
+        ] {
+            let kind = Compression::detect(start).unwrap();
+            let error = kind.decompress(start, 10).unwrap_err();
+            assert!(matches!(error, Error::Unsupported(k) if k == kind));
+            assert!(error.to_string().contains(kind.name()));
+        }
+        assert_eq!(Compression::detect(b""), None);
+        assert_eq!(Compression::detect(b"\x1f\x8b"), None);
+    }
+}

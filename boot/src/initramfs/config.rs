@@ -9,6 +9,13 @@ pub const PATH: &str = "/etc/crossvisor/init.json";
 /// input and output.
 pub const IO_PORT: &str = "org.crossvisor.io";
 
+/// The usual name of a virtio-serial port for standard input only; see
+/// [`Io::Ports`] for why it may have to be a port of its own.
+pub const STDIN_PORT: &str = "org.crossvisor.stdin";
+
+/// The usual name of a virtio-serial port for standard error only.
+pub const STDERR_PORT: &str = "org.crossvisor.stderr";
+
 /// The usual name of the virtio-serial port that the exit status goes to, as a
 /// decimal number and a line feed.
 pub const STATUS_PORT: &str = "org.crossvisor.status";
@@ -88,7 +95,9 @@ pub enum Io {
     /// While the host end of a port is closed, the guest reads end-of-file from
     /// it and *blocks* in writing to it (Linux drivers/char/virtio_console.c,
     /// `port_fops_read` and `will_write_block`). So a host that closes the
-    /// input early and still wants the output gives two ports.
+    /// input early and still wants the output gives two ports. It must keep
+    /// what it has for the guest, and then the news that it closed its end,
+    /// until the guest has opened the port.
     Ports {
         /// Standard input; `/dev/null` when absent.
         stdin: Option<String>,

@@ -8,5 +8,8 @@ pub mod init;
 mod modules;
 
 pub use builder::{Builder, Error};
-pub use config::{AtEnd, IO_PORT, InitConfig, Io, Mount, PATH as CONFIG_PATH, STATUS_PORT};
+pub use config::{
+    AtEnd, IO_PORT, InitConfig, Io, Mount, PATH as CONFIG_PATH, STATUS_PORT, STDERR_PORT,
+    STDIN_PORT,
+};
 pub use modules::{Error as ModulesError, Module, ModuleTree};

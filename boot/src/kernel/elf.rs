@@ -1,7 +1,7 @@
 //! ELF kernels such as vmlinux (System V ABI, "ELF Header", "Program Header").
 
 use object::Endianness;
-use object::elf::{FileHeader64, NoteType, PT_LOAD, PT_NOTE};
+use object::elf::{FileHeader64, NoteType, PT_INTERP, PT_LOAD, PT_NOTE};
 use object::read::ReadCache;
 use object::read::elf::{FileHeader, ProgramHeader};
 
@@ -173,6 +173,11 @@ pub(super) fn parse(source: &Source) -> Result<Elf, Reason> {
                     )));
                 }
                 segments.push(segment);
+            }
+            PT_INTERP => {
+                return Err(Reason::Unsupported(format!(
+                    "{machine} program, not a kernel"
+                )));
             }
             PT_NOTE if pvh_entry.is_none() && segment.filesz <= NOTES_MAX && in_file() => {
                 let Ok(Some(mut notes)) = ph.notes(endian, &cache) else {

@@ -409,6 +409,9 @@ fn unwrap_and_parse(source: Source) -> Result<(Source, Option<Wrapper>, Format),
     };
     drop(source);
     let start = inner.prefix(PREFIX)?;
+    if start.is_empty() {
+        return Err(OpenError::Empty.into());
+    }
     if Compression::detect(&start).is_some() || zboot::is_zboot(&start) {
         return Err(Reason::Nested);
     }

@@ -84,6 +84,12 @@ fn run(config: &InitConfig) -> AtEnd {
         Ok(None) => (0, None),
         Err(status) => (status, None),
     };
+    // A shell that was ended because the machine was told to go has not failed.
+    let status = if end.is_some() && config.command.is_none() {
+        0
+    } else {
+        status
+    };
     if let Some(port) = &config.status_port {
         send_status(port, status);
     } else if config.verbose {
