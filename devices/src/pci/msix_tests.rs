@@ -184,6 +184,13 @@ fn a_route_that_fails_leaves_the_interrupt_pending() {
     vectors.fail.store(false, Ordering::Relaxed);
     program(&msix, 0, MESSAGE.address, 1, false);
     assert_eq!(vectors.take_raised(), [0]);
+
+    // Nor is it raised through the route that should have been replaced.
+    vectors.fail.store(true, Ordering::Relaxed);
+    msix.table_write(8, &2_u32.to_le_bytes());
+    msix.raise(0).unwrap();
+    assert!(vectors.take_raised().is_empty());
+    assert_eq!(pending(&msix), 1);
 }
 
 #[test]

@@ -258,6 +258,15 @@ fn overlapping_bars_are_served_in_a_fixed_way() {
     assert_eq!(read(&root, 0xc000_1004), [0, 4, 0, 0]);
     root.config_write(second, 0x10, &0x8080_0000_u32.to_le_bytes());
     assert_eq!(read(&root, 0xc000_2004), [0, 4, 0, 0], "whole again");
+    // The first one passes the second.
+    root.config_write(first, 0x10, &0x8090_0000_u32.to_le_bytes());
+    assert_eq!(read(&root, 0xc080_0004), [0, 4, 0, 0]);
+    assert_eq!(read(&root, 0xc090_2008), [0, 8, 0, 0]);
+    assert_eq!(read(&root, 0xc000_2004), NOBODY);
+    // And the second goes below again.
+    root.config_write(second, 0x10, &0x8000_8000_u32.to_le_bytes());
+    assert_eq!(read(&root, 0xc000_8004), [0, 4, 0, 0]);
+    assert_eq!(read(&root, 0xc090_2008), [0, 8, 0, 0]);
 }
 
 #[test]

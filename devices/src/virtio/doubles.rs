@@ -46,6 +46,8 @@ pub(crate) struct DeviceState {
     pub(crate) features: Mutex<u64>,
     /// Index, size and position of each queue at the last activation.
     pub(crate) queues: Mutex<Vec<(u16, u16, u16)>>,
+    /// Whether all of them have the event index in use.
+    pub(crate) event_idx: AtomicBool,
     pub(crate) interrupt: Mutex<Option<Arc<dyn VirtioInterrupt>>>,
     /// Demand that all queues be enabled.
     pub(crate) needs_all: AtomicBool,
@@ -145,6 +147,11 @@ impl VirtioDevice for MockDevice {
             }
         }
         assert!(activation.queues.iter().all(|q| q.queue.ready()));
+        let event_idx = activation
+            .queues
+            .iter()
+            .all(|q| q.queue.event_idx_enabled());
+        self.state.event_idx.store(event_idx, Ordering::SeqCst);
         *self.state.features.lock().unwrap() = activation.features;
         *self.state.queues.lock().unwrap() = activation
             .queues

@@ -170,8 +170,7 @@ impl VirtioPci {
         // multiple of it.
         let legal = matches!(length, 1 | 2 | 4) && offset.is_multiple_of(length);
         let length = usize::try_from(length).ok()?;
-        let inside = u64::from(offset) < BAR_SIZE;
-        (legal && bar == BAR && inside && length <= len).then_some((offset.into(), length))
+        (legal && bar == BAR && length <= len).then_some((offset.into(), length))
     }
 
     fn detach_all(&self, attached: &mut Vec<(usize, Doorbell)>) {

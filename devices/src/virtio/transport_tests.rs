@@ -162,11 +162,15 @@ fn activates_with_the_queues_that_are_enabled() {
         [(0, 16, 0), (2, 128, 0)]
     );
     assert_eq!(rig.transport.status(), 0xf);
+    assert!(rig.device.event_idx.load(Ordering::SeqCst));
     // Setting it again does not start anything again.
     rig.go();
     assert_eq!(rig.device.activations(), 1);
     rig.transport.enable_queue(1);
     assert!(!rig.transport.queue(1).unwrap().enabled, "too late");
+    rig.transport.reset();
+    rig.start();
+    assert!(!rig.device.event_idx.load(Ordering::SeqCst));
 }
 
 #[test]

@@ -347,6 +347,10 @@ fn without_msix_the_wire_is_level_and_read_clears() {
     assert_eq!(rig.get8(ISR), 0);
     assert_eq!(rig.config::<1>(6), [0x10]);
     assert!(rig.line.take().is_empty());
+    interrupt.queue(0).unwrap();
+    rig.write_bar(0x14, &[0]);
+    assert_eq!(rig.line.take(), [true, false], "a reset acknowledges");
+    assert_eq!(rig.get8(ISR), 0);
 }
 
 #[test]
