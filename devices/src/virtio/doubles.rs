@@ -46,6 +46,8 @@ pub(crate) struct DeviceState {
     pub(crate) features: Mutex<u64>,
     /// Index, size and position of each queue at the last activation.
     pub(crate) queues: Mutex<Vec<(u16, u16, u16)>>,
+    /// The addresses of its descriptor table, available and used ring.
+    pub(crate) rings: Mutex<Vec<[u64; 3]>>,
     /// Whether all of them have the event index in use.
     pub(crate) event_idx: AtomicBool,
     pub(crate) interrupt: Mutex<Option<Arc<dyn VirtioInterrupt>>>,
@@ -157,6 +159,12 @@ impl VirtioDevice for MockDevice {
             .queues
             .iter()
             .map(|q| (q.index, q.queue.size(), q.queue.next_avail()))
+            .collect();
+        *self.state.rings.lock().unwrap() = activation
+            .queues
+            .iter()
+            .map(|q| &q.queue)
+            .map(|q| [q.desc_table(), q.avail_ring(), q.used_ring()])
             .collect();
         *self.state.interrupt.lock().unwrap() = Some(Arc::clone(&activation.interrupt));
         self.queues = activation.queues;

@@ -271,6 +271,11 @@ fn a_driver_starts_it_with_msix() {
         *rig.device.queues.lock().unwrap(),
         [(0, 16, 0), (1, 16, 0), (2, 64, 0)]
     );
+    let bases = [0x4000, 0x8000, 0xc000];
+    assert_eq!(
+        *rig.device.rings.lock().unwrap(),
+        bases.map(|base| [base, base + 0x1000, base + 0x2000])
+    );
     let interrupt = rig.device.interrupt();
     interrupt.queue(0).unwrap();
     interrupt.queue(2).unwrap();
