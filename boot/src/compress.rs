@@ -144,12 +144,12 @@ mod tests {
 
     #[test]
     fn the_bound_holds_for_every_format() {
-        let data = vec![7u8; 1 << 20];
+        let data = vec![7u8; 1 << 18];
         for bytes in compressed(&data) {
             let kind = Compression::detect(&bytes).unwrap();
             assert!(bytes.len() < data.len() / 10, "{kind} is a small bomb");
-            assert_eq!(kind.decompress(&bytes[..], 1 << 20).unwrap(), data);
-            for limit in [0, 1, (1 << 20) - 1] {
+            assert_eq!(kind.decompress(&bytes[..], 1 << 18).unwrap(), data);
+            for limit in [0, 1, (1 << 18) - 1] {
                 let error = kind.decompress(&bytes[..], limit).unwrap_err();
                 assert!(matches!(error, Error::TooLarge(k, l) if k == kind && l == limit));
             }
@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn truncated_data_is_an_error_everywhere() {
-        let data: Vec<u8> = (0..2000u32).flat_map(|i| (i * i).to_le_bytes()).collect();
+        let data: Vec<u8> = (0..600u32).flat_map(|i| (i * i).to_le_bytes()).collect();
         for bytes in compressed(&data) {
             let kind = Compression::detect(&bytes).unwrap();
             // A zstd frame may end with a checksum, gzip with a trailer: what
@@ -174,7 +174,7 @@ mod tests {
 
     #[test]
     fn damaged_data_ends_in_an_error_or_other_data() {
-        let data: Vec<u8> = (0..500u32).flat_map(|i| (i * i).to_le_bytes()).collect();
+        let data: Vec<u8> = (0..300u32).flat_map(|i| (i * i).to_le_bytes()).collect();
         for bytes in compressed(&data) {
             let kind = Compression::detect(&bytes).unwrap();
             for at in 0..bytes.len() {

@@ -97,3 +97,66 @@ fn busybox_in(root: &Path) -> Result<PathBuf, NotFound> {
         hint: "; install the package busybox-static",
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn the_first_kernel_that_is_there_is_taken() {
+        let root = tempfile::tempdir().unwrap();
+        let error = kernel_in(root.path(), "6.1").unwrap_err().to_string();
+        assert!(
+            error.starts_with("no image of the running kernel 6.1: tried "),
+            "{error}"
+        );
+        assert_eq!(error.matches("6.1").count(), 7, "{error}");
+        for place in [
+            "lib/modules/6.1/vmlinuz",
+            "boot/vmlinux-6.1",
+            "boot/vmlinuz-6.1",
+        ] {
+            let path = root.path().join(place);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, "x").unwrap();
+            assert_eq!(kernel_in(root.path(), "6.1").unwrap(), path);
+        }
+        fs::create_dir_all(root.path().join("boot/vmlinuz-6.2")).unwrap();
+        let error = kernel_in(root.path(), "6.2").unwrap_err().to_string();
+        assert!(error.contains("vmlinuz-6.2 (not a file)"), "{error}");
+    }
+
+    #[test]
+    fn a_busybox_must_be_static() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir_all(root.path().join("bin")).unwrap();
+        fs::create_dir_all(root.path().join("usr/bin")).unwrap();
+        fs::write(root.path().join("bin/busybox"), "#!/bin/sh").unwrap();
+        let error = busybox_in(root.path()).unwrap_err().to_string();
+        assert!(
+            error.contains("bin/busybox (not an ELF executable)"),
+            "{error}"
+        );
+        assert!(error.contains("busybox-static"), "{error}");
+
+        let mut elf = vec![0u8; 64];
+        elf[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+        let path = root.path().join("usr/bin/busybox");
+        fs::write(&path, elf).unwrap();
+        assert_eq!(busybox_in(root.path()).unwrap(), path);
+    }
+
+    #[test]
+    fn the_release_is_one_word() {
+        let release = release();
+        assert!(!release.is_empty() && !release.contains(char::is_whitespace));
+        assert_eq!(
+            release,
+            fs::read_to_string("/proc/sys/kernel/osrelease")
+                .unwrap()
+                .trim()
+        );
+    }
+}

@@ -137,3 +137,67 @@ impl Initrd {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{Bytes, GuestMemoryMmap};
+
+    use super::*;
+
+    #[test]
+    fn archives_are_joined_at_multiples_of_four() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("second");
+        std::fs::write(&path, "second").unwrap();
+        let mut initrd = Initrd::from_bytes(b"first".to_vec());
+        initrd.append_file(&path).unwrap();
+        initrd.append(Initrd::from_bytes(b"3".to_vec()));
+        let all = b"first\0\0\0second\0\x003";
+        assert_eq!(initrd.to_vec().unwrap(), all);
+        assert_eq!(initrd.len(), all.len() as u64);
+
+        let ranges = [
+            (GuestAddress(0x1000), 0x1000),
+            (GuestAddress(0x2000), 0x1000),
+        ];
+        let mem = GuestMemoryMmap::<()>::from_ranges(&ranges).unwrap();
+        // Across two regions.
+        initrd.load(&mem, GuestAddress(0x1ffa)).unwrap();
+        let mut bytes = vec![0; all.len()];
+        mem.read_slice(&mut bytes, GuestAddress(0x1ffa)).unwrap();
+        assert_eq!(bytes, all);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_not_loaded() {
+        let initrd = Initrd::from_bytes(vec![1; 0x1001]);
+        let mem = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
+        for at in [0, 0xfff, 0x1000, u64::MAX, u64::MAX - 0x1000] {
+            let error = initrd.load(&mem, GuestAddress(at)).unwrap_err().to_string();
+            assert!(
+                error.starts_with("initrd of 4097 bytes does not fit"),
+                "{error}"
+            );
+        }
+        assert_eq!(mem.read_obj::<u64>(GuestAddress(0)).unwrap(), 0);
+    }
+
+    #[test]
+    fn files_that_cannot_be_used_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let empty = dir.path().join("empty");
+        std::fs::write(&empty, "").unwrap();
+        for (path, text) in [
+            (empty, "is empty"),
+            (dir.path().to_owned(), "is a directory"),
+            (dir.path().join("absent"), "No such file"),
+        ] {
+            let error = Initrd::open(&path).unwrap_err().to_string();
+            assert!(
+                error.starts_with(&format!("initrd {}: ", path.display())),
+                "{error}"
+            );
+            assert!(error.contains(text), "{error}");
+        }
+    }
+}

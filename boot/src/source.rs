@@ -250,3 +250,96 @@ impl Seek for SourceReader<'_> {
         Ok(self.at)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::GuestMemoryMmap;
+
+    use super::*;
+
+    fn both(bytes: &[u8]) -> (tempfile::TempDir, [Source; 2]) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, bytes).unwrap();
+        let file = Source::open(&path).unwrap();
+        (dir, [file, Source::from_bytes(bytes.to_vec())])
+    }
+
+    #[test]
+    fn reads_end_where_the_source_ends() {
+        let (_dir, sources) = both(b"0123456789");
+        for source in sources {
+            let mut buf = [0; 4];
+            assert_eq!(source.read_at(&mut buf, 8).unwrap(), 2);
+            assert_eq!(&buf[..2], b"89");
+            assert_eq!(source.read_at(&mut buf, 10).unwrap(), 0);
+            assert_eq!(source.read_at(&mut buf, u64::MAX).unwrap(), 0);
+            assert_eq!(source.prefix(100).unwrap(), b"0123456789");
+            let mut text = String::new();
+            let mut reader = source.reader(3);
+            assert_eq!(reader.seek(SeekFrom::Current(2)).unwrap(), 5);
+            reader.read_to_string(&mut text).unwrap();
+            assert_eq!(text, "56789");
+            assert_eq!(reader.seek(SeekFrom::End(-1)).unwrap(), 9);
+            assert!(reader.seek(SeekFrom::Current(-10)).is_err());
+            assert!(reader.seek(SeekFrom::End(i64::MIN)).is_err());
+        }
+    }
+
+    #[test]
+    fn copies_are_checked_at_both_ends() {
+        let (_dir, sources) = both(b"0123456789");
+        let ranges = [
+            (GuestAddress(0x1000), 0x1000),
+            (GuestAddress(0x3000), 0x1000),
+        ];
+        let mem = GuestMemoryMmap::<()>::from_ranges(&ranges).unwrap();
+        for source in sources {
+            let copy =
+                |addr, offset, len| source.copy_to_guest(&mem, GuestAddress(addr), offset, len);
+            copy(0x1ff6, 0, 10).unwrap();
+            copy(0x3000, 9, 1).unwrap();
+            copy(0x3000, 10, 0).unwrap();
+            assert_eq!(mem.read_obj::<u8>(GuestAddress(0x3000)).unwrap(), b'9');
+            for (addr, offset, len) in [(0, 11, 0), (0, 1, 10), (0, u64::MAX, 1), (0, 1, u64::MAX)]
+            {
+                let error = copy(addr, offset, len).unwrap_err();
+                assert!(matches!(error, CopyError::Range { .. }), "{error}");
+            }
+            // Before, after, into the hole, around the end of the address space.
+            for addr in [0xff7, 0x1ff7, 0x2ff8, 0x3ff7, u64::MAX - 9, u64::MAX - 10] {
+                let error = copy(addr, 0, 10).unwrap_err();
+                assert!(
+                    matches!(error, CopyError::Destination { .. }),
+                    "{addr:#x}: {error}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn pipes_are_read_to_their_end() {
+        use std::io::Write;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fifo");
+        let made = std::process::Command::new("mkfifo")
+            .arg(&path)
+            .status()
+            .unwrap();
+        assert!(made.success());
+        let writer = std::thread::spawn({
+            let path = path.clone();
+            move || {
+                File::options()
+                    .write(true)
+                    .open(path)
+                    .unwrap()
+                    .write_all(b"piped")
+                    .unwrap()
+            }
+        });
+        let source = Source::open(&path).unwrap();
+        writer.join().unwrap();
+        assert_eq!(source.prefix(10).unwrap(), b"piped");
+    }
+}

@@ -228,3 +228,7 @@ pub(super) fn normalise(path: &str) -> Option<String> {
         && name != "TRAILER!!!";
     good.then_some(name)
 }
+
+#[cfg(test)]
+#[path = "cpio_test.rs"]
+pub(super) mod tests;

@@ -542,4 +542,4 @@ fn one_matches(first: u8, rest: &[u8], c: u8) -> Option<&[u8]> {
 
 #[cfg(test)]
 #[path = "modules_test.rs"]
-mod tests;
+pub(super) mod tests;
