@@ -18,6 +18,7 @@ pub mod pci;
 pub mod pl061;
 pub mod rtc;
 pub mod serial;
+pub mod tap;
 #[cfg(test)]
 mod testing;
 pub mod virtio;

@@ -151,6 +151,11 @@ impl<'m> BufferSet<'m> {
         Ok(())
     }
 
+    /// Forgets `chain`, which was the last one added.
+    pub fn remove_last(&mut self, chain: &ChainBuffers) {
+        self.segments.truncate(chain.readable.start);
+    }
+
     /// The bytes that the device may read, of one chain or of several that
     /// follow each other. A range that is not of this set is empty.
     pub fn readable(&self, range: Range<usize>) -> Readable<'_> {
@@ -356,8 +361,11 @@ impl Readable<'_> {
     /// Writes it to `file` with one call, and returns how many bytes that took.
     ///
     /// # Errors
-    /// The host's.
+    /// The host's, or more pieces than one call takes.
     pub fn write_to(self, file: BorrowedFd<'_>) -> io::Result<usize> {
+        if self.0.segments.len() > MAX_IOVECS {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
         check(self.0.with_iovecs(|iovecs| {
             // SAFETY: as in `pwrite_to`.
             unsafe { libc::writev(file.as_raw_fd(), iovecs.as_ptr(), count(iovecs)) }
@@ -424,7 +432,8 @@ impl Writable<'_> {
         })
     }
 
-    /// Fills it from `file` with one call, and returns how many bytes came.
+    /// Fills it from `file` with one call, and returns how many bytes came; no
+    /// more than the first 1024 pieces are filled.
     ///
     /// # Errors
     /// The host's.

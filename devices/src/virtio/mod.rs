@@ -8,14 +8,15 @@ pub mod block;
 pub mod buffers;
 mod config;
 #[cfg(test)]
-mod testing;
-pub mod worker;
-#[cfg(test)]
 mod doubles;
 pub mod interrupt;
 pub mod mmio;
+pub mod net;
 pub mod pci;
+#[cfg(test)]
+mod testing;
 pub mod transport;
+pub mod worker;
 
 use std::io;
 use std::sync::Arc;

@@ -273,6 +273,11 @@ impl DriverQueue {
         self.read_u16(self.used() + 2)
     }
 
+    /// The available index at which the device wants a notification.
+    pub(crate) fn avail_event(&self) -> u16 {
+        self.read_u16(self.used() + 4 + 8 * u64::from(self.size))
+    }
+
     /// Takes the next used element, (head, length), if there is one.
     pub(crate) fn poll(&mut self) -> Option<(u16, u32)> {
         if self.used_index() == self.seen {

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 use std::thread::{self, JoinHandle};
 
 use rustix::event::epoll;
@@ -13,6 +14,11 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{ActiveQueue, VirtioInterrupt};
 use crate::{GuestMem, fd};
+
+/// Flags and index, in front of the elements of either ring.
+const RING_HEADER: u64 = 4;
+/// Bytes of an element of the used ring.
+const USED_ELEMENT: u64 = 8;
 
 const STOP: u64 = u64::MAX;
 /// Tokens from here on are queues, by position; below are the handler's own.
@@ -78,6 +84,11 @@ impl Context {
 pub struct WorkerQueue {
     active: ActiveQueue,
     device: String,
+    /// The used index when the driver was last interrupted, or not, for good
+    /// reason.
+    signalled: u16,
+    /// The available index said that there is more, and it was not yet taken.
+    promised: bool,
     broken: bool,
     complained: bool,
 }
@@ -85,8 +96,10 @@ pub struct WorkerQueue {
 impl WorkerQueue {
     fn new(device: &str, active: ActiveQueue) -> Self {
         Self {
+            signalled: active.queue.next_used(),
             active,
             device: device.to_owned(),
+            promised: false,
             broken: false,
             complained: false,
         }
@@ -117,7 +130,16 @@ impl WorkerQueue {
                 self.fail("an available index outside the descriptor table");
                 None
             }
-            Ok(chain) => chain,
+            Ok(Some(chain)) => {
+                self.promised = false;
+                Some(chain)
+            }
+            Ok(None) => {
+                if self.promised {
+                    self.fail("an available ring that cannot be read");
+                }
+                None
+            }
             Err(error) => {
                 self.fail(error);
                 None
@@ -134,10 +156,36 @@ impl WorkerQueue {
     /// Returns the chain that starts at `head` to the driver, with `written`
     /// bytes in its device-writable buffers.
     pub fn complete(&mut self, mem: &GuestMemoryMmap, head: u16, written: u32) {
+        self.complete_together(mem, &[(head, written)]);
+    }
+
+    /// Returns several chains, each with the bytes written to it, so that the
+    /// driver sees either none of them or all.
+    pub fn complete_together(&mut self, mem: &GuestMemoryMmap, chains: &[(u16, u32)]) {
+        let Some(((last, written), others)) = chains.split_last() else {
+            return;
+        };
         if self.broken {
             return;
         }
-        if let Err(error) = self.active.queue.add_used(mem, head, written) {
+        let queue = &mut self.active.queue;
+        let mut next_used = queue.next_used();
+        for (head, written) in others {
+            // The element alone; the index that shows it is written below.
+            let slot = u64::from(next_used % queue.size());
+            let mut element = [0; USED_ELEMENT as usize];
+            let (id, len) = element.split_at_mut(4);
+            id.copy_from_slice(&u32::from(*head).to_le_bytes());
+            len.copy_from_slice(&written.to_le_bytes());
+            let at = queue.used_ring() + RING_HEADER + slot * USED_ELEMENT;
+            if let Err(error) = mem.write_slice(&element, GuestAddress(at)) {
+                self.fail(error);
+                return;
+            }
+            next_used = next_used.wrapping_add(1);
+        }
+        queue.set_next_used(next_used);
+        if let Err(error) = queue.add_used(mem, *last, *written) {
             self.fail(error);
         }
     }
@@ -145,7 +193,8 @@ impl WorkerQueue {
     /// Interrupts the driver for what was completed, unless it does not want to
     /// know.
     pub fn signal(&mut self, mem: &GuestMemoryMmap, interrupt: &dyn VirtioInterrupt) {
-        if self.broken || !self.wants_interrupt(mem) {
+        let unseen = self.active.queue.next_used() != self.signalled;
+        if self.broken || !unseen || !self.wants_interrupt(mem) {
             return;
         }
         if let Err(error) = interrupt.queue(self.active.index) {
@@ -153,23 +202,26 @@ impl WorkerQueue {
         }
     }
 
+    /// Whether the driver asked for an interrupt at what was used since the last
+    /// one (virtio 1.2, section 2.7.7). This is done here because virtio-queue
+    /// counts one by one and leaves out the flag.
     fn wants_interrupt(&mut self, mem: &GuestMemoryMmap) -> bool {
-        if !self.active.queue.event_idx_enabled() {
-            // Without event indices there is a flag, which virtio-queue leaves
-            // to us. It is a hint: when in doubt, interrupt.
-            let flags: Result<[u8; 2], _> =
-                mem.read_obj(GuestAddress(self.active.queue.avail_ring()));
-            let suppressed = flags.is_ok_and(|flags| {
-                u32::from(u16::from_le_bytes(flags)) & VRING_AVAIL_F_NO_INTERRUPT != 0
-            });
-            return !suppressed;
-        }
-        match self.active.queue.needs_notification(mem) {
-            Ok(needed) => needed,
-            Err(error) => {
-                self.fail(error);
-                false
-            }
+        let queue = &self.active.queue;
+        let new = queue.next_used();
+        let old = std::mem::replace(&mut self.signalled, new);
+        // The used index must be visible before the driver's wish is read.
+        fence(Ordering::SeqCst);
+        let read = |offset| -> Option<u16> {
+            let at = queue.avail_ring().checked_add(offset)?;
+            let bytes: [u8; 2] = mem.read_obj(GuestAddress(at)).ok()?;
+            Some(u16::from_le_bytes(bytes))
+        };
+        if queue.event_idx_enabled() {
+            let used_event = read(RING_HEADER + 2 * u64::from(queue.size()));
+            used_event
+                .is_none_or(|event| new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old))
+        } else {
+            read(0).is_none_or(|flags| u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0)
         }
     }
 
@@ -180,7 +232,10 @@ impl WorkerQueue {
             return false;
         }
         match self.active.queue.enable_notification(mem) {
-            Ok(more) => more,
+            Ok(more) => {
+                self.promised = more;
+                more
+            }
             Err(error) => {
                 self.fail(error);
                 false
@@ -214,11 +269,9 @@ impl WorkerQueue {
         mut serve: impl FnMut(&mut Self, DescriptorChain<&'m GuestMemoryMmap>) -> u32,
     ) {
         let mut budget = self.size();
-        let mut promised = false;
         loop {
             self.ignore(mem);
             while let Some(chain) = self.pop(mem) {
-                promised = false;
                 let head = chain.head_index();
                 let written = serve(self, chain);
                 self.complete(mem, head, written);
@@ -229,12 +282,7 @@ impl WorkerQueue {
                     return;
                 }
             }
-            if promised {
-                // The index says that there is more, the ring does not give it.
-                self.fail("an available ring that cannot be read");
-            }
-            promised = self.listen(mem);
-            if !promised {
+            if !self.listen(mem) {
                 return;
             }
         }

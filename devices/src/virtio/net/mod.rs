@@ -1,0 +1,260 @@
+//! The network device (virtio 1.2, section 5.1) on a tap.
+
+mod control;
+mod mac;
+mod pair;
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN,
+    VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN,
+    VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ,
+    VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
+};
+use virtio_queue::QueueT;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use self::control::ControlHandler;
+pub use self::mac::mac_for;
+use self::pair::PairHandler;
+use super::worker::Worker;
+use super::{ActivateError, Activation, ActiveQueue, VirtioDevice, config};
+use crate::tap::{HEADER_LEN, Offloads, Tap};
+
+/// Queues of a pair: one to receive, one to transmit.
+const PAIR: usize = 2;
+/// Descriptors of the control queue.
+const CONTROL_QUEUE_SIZE: u16 = 64;
+/// The largest packet with its Ethernet header (section 5.1.6.3.1), behind the
+/// virtio-net header.
+const MAX_GSO_FRAME: usize = HEADER_LEN + 65_550;
+/// Ethernet header and a VLAN tag.
+const FRAME_OVERHEAD: usize = 14 + 4;
+
+/// How a network device is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NetOptions {
+    /// The guest's address; see [`mac_for`].
+    pub mac: [u8; 6],
+    /// MTU that the driver is told to use, or `None`: its own default.
+    pub mtu: Option<u16>,
+    /// Descriptors in each receive and transmit queue: a power of two from 2 to
+    /// 32768.
+    pub queue_size: u16,
+}
+
+/// A virtio network device with as many pairs of queues as its tap has queues.
+pub struct Net {
+    name: String,
+    backend: Arc<Backend>,
+    options: NetOptions,
+    queue_sizes: Vec<u16>,
+    features: u64,
+    pairs: Vec<Worker<PairHandler>>,
+    control: Option<Worker<ControlHandler>>,
+}
+
+/// The tap, and which of its queues are in use.
+struct Backend {
+    tap: Tap,
+    gates: Vec<Gate>,
+}
+
+/// Whether packets may flow through a pair. A worker holds the lock while it
+/// receives, so that a pair that has been closed receives nothing more.
+struct Gate {
+    open: Mutex<bool>,
+    /// Signalled to the pair's worker when `open` has changed.
+    changed: EventFd,
+}
+
+impl Backend {
+    /// Opens the first `count` pairs and closes the others.
+    fn set_pairs(&self, count: usize) -> std::io::Result<()> {
+        for (index, gate) in self.gates.iter().enumerate() {
+            let mut open = gate.open.lock().unwrap_or_else(PoisonError::into_inner);
+            self.tap.enable_queue(index, index < count)?;
+            *open = index < count;
+            // Fails only when the event is signalled already.
+            let _ = gate.changed.write(1);
+        }
+        Ok(())
+    }
+}
+
+impl Net {
+    /// A device named `name` (such as `net0`) on `tap`.
+    ///
+    /// # Errors
+    /// An event could not be made.
+    pub fn new(name: &str, tap: Tap, options: NetOptions) -> std::io::Result<Self> {
+        let pairs = tap.queues();
+        let mut features = 1 << VIRTIO_NET_F_MAC
+            | 1 << VIRTIO_NET_F_STATUS
+            | 1 << VIRTIO_NET_F_MRG_RXBUF
+            | 1 << VIRTIO_NET_F_CSUM
+            | 1 << VIRTIO_NET_F_HOST_TSO4
+            | 1 << VIRTIO_NET_F_HOST_TSO6
+            | 1 << VIRTIO_NET_F_HOST_ECN
+            | 1 << VIRTIO_NET_F_GUEST_CSUM
+            | 1 << VIRTIO_NET_F_GUEST_TSO4
+            | 1 << VIRTIO_NET_F_GUEST_TSO6
+            | 1 << VIRTIO_NET_F_GUEST_ECN;
+        if options.mtu.is_some() {
+            features |= 1 << VIRTIO_NET_F_MTU;
+        }
+        let mut queue_sizes = vec![options.queue_size; PAIR * pairs];
+        if pairs > 1 {
+            features |= 1 << VIRTIO_NET_F_CTRL_VQ | 1 << VIRTIO_NET_F_MQ;
+            queue_sizes.push(CONTROL_QUEUE_SIZE);
+        }
+        let gates = (0..pairs)
+            .map(|_| {
+                Ok(Gate {
+                    open: Mutex::new(false),
+                    changed: EventFd::new(EFD_NONBLOCK)?,
+                })
+            })
+            .collect::<std::io::Result<_>>()?;
+        Ok(Self {
+            name: name.to_owned(),
+            backend: Arc::new(Backend { tap, gates }),
+            options,
+            queue_sizes,
+            features,
+            pairs: Vec::new(),
+            control: None,
+        })
+    }
+
+    /// The configuration space (section 5.1.4).
+    fn config(&self) -> Vec<u8> {
+        config::Layout::default()
+            .field(self.options.mac)
+            .field((VIRTIO_NET_S_LINK_UP as u16).to_le_bytes())
+            .field((self.backend.gates.len() as u16).to_le_bytes())
+            .field(self.options.mtu.unwrap_or(0).to_le_bytes())
+            .done()
+    }
+
+    fn start_control(
+        &self,
+        queue: ActiveQueue,
+        activation: &Activation,
+    ) -> std::io::Result<Worker<ControlHandler>> {
+        Worker::spawn(
+            &format!("{}-ctrl", self.name),
+            activation.mem.clone(),
+            Arc::clone(&activation.interrupt),
+            vec![queue],
+            ControlHandler::new(Arc::clone(&self.backend)),
+        )
+    }
+}
+
+/// Whether `features` has feature bit `bit`.
+fn has(features: u64, bit: u32) -> bool {
+    features & 1 << bit != 0
+}
+
+impl VirtioDevice for Net {
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_NET
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn features(&self) -> u64 {
+        self.features
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &self.queue_sizes
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        config::read(&self.config(), offset, data);
+    }
+
+    fn write_config(&mut self, _: u64, _: &[u8]) {}
+
+    fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
+        let queues = std::mem::take(&mut activation.queues);
+        for needed in 0..PAIR as u16 {
+            if !queues.iter().any(|queue| queue.index == needed) {
+                return Err(ActivateError::MissingQueue(needed));
+            }
+        }
+        let features = activation.features & self.features;
+        let tap = &self.backend.tap;
+        tap.set_offloads(Offloads {
+            checksum: has(features, VIRTIO_NET_F_GUEST_CSUM),
+            tso4: has(features, VIRTIO_NET_F_GUEST_TSO4),
+            tso6: has(features, VIRTIO_NET_F_GUEST_TSO6),
+            ecn: has(features, VIRTIO_NET_F_GUEST_ECN),
+        })?;
+        // More pairs wait for the driver's command (section 5.1.6.5.5), unless
+        // it gave one before a pause.
+        let control_index = PAIR * self.backend.gates.len();
+        let resumed = queues.iter().any(|queue| {
+            usize::from(queue.index) == control_index && queue.queue.next_avail() != 0
+        });
+        if !resumed {
+            self.backend.set_pairs(1)?;
+        }
+
+        let large =
+            has(features, VIRTIO_NET_F_GUEST_TSO4) || has(features, VIRTIO_NET_F_GUEST_TSO6);
+        let max_frame = if large {
+            MAX_GSO_FRAME
+        } else {
+            HEADER_LEN + FRAME_OVERHEAD + tap.mtu() as usize
+        };
+        // The control queue comes after the pairs that the driver knows of.
+        let pairs = if has(features, VIRTIO_NET_F_MQ) {
+            self.backend.gates.len()
+        } else {
+            1
+        };
+        let (mut workers, mut control) = (Vec::with_capacity(pairs), None);
+        let mut queues = queues.into_iter().peekable();
+        while let Some(queue) = queues.next() {
+            let pair = usize::from(queue.index) / PAIR;
+            if pair >= pairs {
+                control = Some(self.start_control(queue, &activation)?);
+                break;
+            }
+            let mut of_pair = vec![queue];
+            of_pair.extend(queues.next_if(|next| usize::from(next.index) / PAIR == pair));
+            workers.push(Worker::spawn(
+                &format!("{}-q{pair}", self.name),
+                activation.mem.clone(),
+                Arc::clone(&activation.interrupt),
+                of_pair,
+                PairHandler::new(
+                    Arc::clone(&self.backend),
+                    pair,
+                    has(features, VIRTIO_NET_F_MRG_RXBUF),
+                    max_frame,
+                ),
+            )?);
+        }
+        self.pairs = workers;
+        self.control = control;
+        Ok(())
+    }
+
+    fn deactivate(&mut self) -> Vec<ActiveQueue> {
+        let control = self.control.take().and_then(Worker::stop);
+        let pairs = self.pairs.drain(..).filter_map(Worker::stop);
+        let mut queues: Vec<ActiveQueue> = pairs.flat_map(|(_, queues)| queues).collect();
+        queues.extend(control.into_iter().flat_map(|(_, queues)| queues));
+        queues
+    }
+}

@@ -1,0 +1,372 @@
+//! A pair of receive and transmit queues, and the packets between them and the
+//! tap.
+
+use std::io;
+use std::ops::Range;
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, PoisonError};
+
+use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
+
+use super::{Backend, FRAME_OVERHEAD, Gate, MAX_GSO_FRAME, PAIR};
+use crate::fd;
+use crate::tap::HEADER_LEN;
+use crate::virtio::buffers::{BufferSet, Storage, Writable};
+use crate::virtio::worker::{Context, Handler, WorkerQueue};
+
+const TAP: u32 = 0;
+const GATE: u32 = 1;
+
+/// Packets received before the worker looks at its other events.
+const BUDGET: u32 = 64;
+/// Where `num_buffers` is in the virtio-net header.
+const NUM_BUFFERS: usize = 10;
+/// The longest chain of bytes that can be a packet.
+const MAX_TX: usize = MAX_GSO_FRAME + FRAME_OVERHEAD;
+
+/// Serves one pair.
+pub(super) struct PairHandler {
+    backend: Arc<Backend>,
+    pair: usize,
+    /// Whether a packet may be spread over several chains.
+    mergeable: bool,
+    /// The largest packet that the tap gives, with its header.
+    max_frame: usize,
+    storage: Storage,
+    /// Chains taken for receiving and not filled.
+    taken: Vec<Taken>,
+    /// Chains of the packet that is being completed.
+    used: Vec<(u16, u32)>,
+    /// A packet that was read when the driver's buffers were running out, and
+    /// waits for more of them. Its memory is taken when that first happens.
+    pending: Vec<u8>,
+    watching: bool,
+    /// The driver has given no more buffers; its notification is awaited.
+    starved: bool,
+    /// The tap is gone.
+    dead: bool,
+}
+
+/// A chain for receiving.
+struct Taken {
+    head: u16,
+    buffers: Range<usize>,
+    len: usize,
+}
+
+/// Why a round of receiving ended.
+enum End {
+    /// The tap has no packet, or all this round may take.
+    Drained,
+    /// The driver has too few buffers.
+    Starved,
+    /// The tap failed.
+    Failed(io::Error),
+}
+
+impl PairHandler {
+    pub(super) fn new(
+        backend: Arc<Backend>,
+        pair: usize,
+        mergeable: bool,
+        max_frame: usize,
+    ) -> Self {
+        Self {
+            backend,
+            pair,
+            mergeable,
+            max_frame,
+            storage: Storage::default(),
+            taken: Vec::new(),
+            used: Vec::new(),
+            pending: Vec::new(),
+            watching: false,
+            starved: false,
+            dead: false,
+        }
+    }
+
+    fn receive(&mut self, context: &mut Context) {
+        let backend = Arc::clone(&self.backend);
+        let (Some(gate), Some(tap)) = (backend.gates.get(self.pair), backend.tap.queue(self.pair))
+        else {
+            return;
+        };
+        let open = gate.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if *open && !self.dead {
+            self.receive_round(context, tap);
+        } else {
+            self.pending.clear();
+        }
+        self.watch(context, tap, *open && !self.dead && !self.starved);
+    }
+
+    fn watch(&mut self, context: &Context, tap: BorrowedFd<'_>, watch: bool) {
+        if watch == self.watching {
+            return;
+        }
+        if !watch {
+            context.unwatch(tap);
+        } else if let Err(error) = context.watch(tap, TAP) {
+            log::error!(
+                "tap {}: cannot wait for packets: {error}",
+                self.backend.tap.name()
+            );
+            return;
+        }
+        self.watching = watch;
+    }
+
+    fn receive_round(&mut self, context: &mut Context, tap: BorrowedFd<'_>) {
+        let receives = |queue: &&mut WorkerQueue| usize::from(queue.index()) % PAIR == 0;
+        let mem = context.mem.memory();
+        let Some(queue) = context.queues.iter_mut().find(receives) else {
+            self.starved = true;
+            return;
+        };
+        queue.ignore(&mem);
+        let mut storage = std::mem::take(&mut self.storage);
+        let mut buffers = BufferSet::new(&mem, &mut storage);
+        let end = self.receive_packets(&mem, queue, &mut buffers, tap);
+        self.storage = storage;
+
+        // A queue has at most 32768 chains.
+        queue.put_back(self.taken.len() as u16);
+        self.taken.clear();
+        queue.signal(&mem, &*context.interrupt);
+        self.starved = matches!(end, End::Starved);
+        if let End::Failed(error) = end {
+            log::warn!(
+                "tap {}: receiving has stopped: {error}",
+                self.backend.tap.name()
+            );
+            self.dead = true;
+        }
+    }
+
+    fn receive_packets(
+        &mut self,
+        mem: &GuestMemoryMmap,
+        queue: &mut WorkerQueue,
+        buffers: &mut BufferSet<'_>,
+        tap: BorrowedFd<'_>,
+    ) -> End {
+        let mut packets = 0;
+        while packets < BUDGET {
+            let room = self.take_chains(mem, queue, buffers);
+            let target = self.target(buffers);
+            let len = if !self.pending.is_empty() {
+                self.pending.len()
+            } else if room >= self.max_frame {
+                match target.read_from(tap) {
+                    Ok(len) => len,
+                    Err(error) => match Self::ended(error) {
+                        Some(end) => return end,
+                        None => continue,
+                    },
+                }
+            } else if room > 0 {
+                match self.read_aside(tap) {
+                    Ok(len) => len,
+                    Err(error) => match Self::ended(error) {
+                        Some(end) => return end,
+                        None => continue,
+                    },
+                }
+            } else {
+                0
+            };
+            if room == 0 || len > room {
+                // Chains as many as there are descriptors are all there can be.
+                if room > 0 && (!self.mergeable || self.taken.len() >= queue.size().into()) {
+                    queue.complain(&"a packet was dropped: the driver's buffers are too small");
+                    self.pending.clear();
+                    packets += 1;
+                    continue;
+                }
+                // What comes after this is announced.
+                if queue.listen(mem) {
+                    queue.ignore(mem);
+                    continue;
+                }
+                return End::Starved;
+            }
+            if !self.pending.is_empty() {
+                self.target(buffers).write(&self.pending);
+                self.pending.clear();
+            }
+            self.complete(mem, queue, buffers, len);
+            packets += 1;
+        }
+        End::Drained
+    }
+
+    /// Whether an error of the tap ends the round.
+    fn ended(error: io::Error) -> Option<End> {
+        match error.kind() {
+            io::ErrorKind::WouldBlock => Some(End::Drained),
+            io::ErrorKind::Interrupted => None,
+            _ => Some(End::Failed(error)),
+        }
+    }
+
+    /// Takes chains until the largest packet fits, if there are so many, and
+    /// returns how much does.
+    fn take_chains(
+        &mut self,
+        mem: &GuestMemoryMmap,
+        queue: &mut WorkerQueue,
+        buffers: &mut BufferSet<'_>,
+    ) -> usize {
+        if !self.mergeable {
+            if self.taken.is_empty() {
+                self.take_chain(mem, queue, buffers);
+            }
+            return self.taken.first().map_or(0, |chain| chain.len);
+        }
+        let mut room: usize = self.taken.iter().map(|chain| chain.len).sum();
+        while room < self.max_frame && self.take_chain(mem, queue, buffers) {
+            room = self.taken.iter().map(|chain| chain.len).sum();
+        }
+        room
+    }
+
+    /// Takes one chain with room, and returns whether there was one.
+    fn take_chain(
+        &mut self,
+        mem: &GuestMemoryMmap,
+        queue: &mut WorkerQueue,
+        buffers: &mut BufferSet<'_>,
+    ) -> bool {
+        // A driver that gives nothing but useless chains is left after a while.
+        for _ in 0..queue.size() {
+            let Some(chain) = queue.pop(mem) else {
+                return false;
+            };
+            let head = chain.head_index();
+            match buffers.add(chain) {
+                Ok(chain) => {
+                    let len = buffers.writable(chain.writable.clone()).len();
+                    if len > 0 && chain.readable.is_empty() {
+                        self.taken.push(Taken {
+                            head,
+                            buffers: chain.writable,
+                            len,
+                        });
+                        return true;
+                    }
+                    buffers.remove_last(&chain);
+                    queue.complain(&"a receive buffer without room or with data");
+                }
+                Err(error) => queue.complain(&error),
+            }
+            queue.complete(mem, head, 0);
+        }
+        false
+    }
+
+    /// The chains that the next packet goes to.
+    fn target<'b>(&self, buffers: &'b BufferSet<'_>) -> Writable<'b> {
+        let start = self.taken.first().map_or(0, |chain| chain.buffers.start);
+        let last = if self.mergeable {
+            self.taken.last()
+        } else {
+            self.taken.first()
+        };
+        buffers.writable(start..last.map_or(start, |chain| chain.buffers.end))
+    }
+
+    /// Reads a packet that may not fit in the driver's buffers.
+    fn read_aside(&mut self, tap: BorrowedFd<'_>) -> io::Result<usize> {
+        self.pending.resize(self.max_frame, 0);
+        let read = rustix::io::read(tap, &mut self.pending);
+        self.pending.truncate(*read.as_ref().unwrap_or(&0));
+        Ok(read?)
+    }
+
+    /// Returns to the driver the chains that a packet of `len` bytes fills.
+    fn complete(
+        &mut self,
+        mem: &GuestMemoryMmap,
+        queue: &mut WorkerQueue,
+        buffers: &BufferSet<'_>,
+        len: usize,
+    ) {
+        let mut rest = len;
+        self.used.clear();
+        for chain in &self.taken {
+            let part = rest.min(chain.len);
+            self.used.push((chain.head, part as u32));
+            rest -= part;
+            if rest == 0 || !self.mergeable {
+                break;
+            }
+        }
+        let (_, mut num_buffers) = self.target(buffers).split_at(NUM_BUFFERS);
+        num_buffers.write(&(self.used.len() as u16).to_le_bytes());
+        self.taken.drain(..self.used.len());
+        queue.complete_together(mem, &self.used);
+    }
+
+    fn transmit(&mut self, context: &mut Context, position: usize) {
+        let mem = context.mem.memory();
+        let (Some(queue), Some(tap)) = (
+            context.queues.get_mut(position),
+            self.backend.tap.queue(self.pair),
+        ) else {
+            return;
+        };
+        queue.serve(&mem, &*context.interrupt, |queue, chain| {
+            let mut buffers = BufferSet::new(&mem, &mut self.storage);
+            match buffers.add(chain) {
+                Ok(chain) => {
+                    let packet = buffers.readable(chain.readable);
+                    if (HEADER_LEN..=MAX_TX).contains(&packet.len()) {
+                        // A packet that the host does not take is lost, as on
+                        // any network.
+                        let _ = packet.write_to(tap);
+                    }
+                }
+                Err(error) => queue.complain(&error),
+            }
+            0
+        });
+    }
+}
+
+impl Handler for PairHandler {
+    fn start(&mut self, context: &mut Context) {
+        let backend = Arc::clone(&self.backend);
+        let Some(Gate { changed, .. }) = backend.gates.get(self.pair) else {
+            return;
+        };
+        if let Err(error) = context.watch(fd::borrow(changed), GATE) {
+            log::error!(
+                "tap {}: cannot wait for changes: {error}",
+                backend.tap.name()
+            );
+        }
+    }
+
+    fn queue(&mut self, context: &mut Context, position: usize) {
+        let Some(queue) = context.queues.get(position) else {
+            return;
+        };
+        if usize::from(queue.index()) % PAIR == 0 {
+            self.receive(context);
+        } else {
+            self.transmit(context, position);
+        }
+    }
+
+    fn event(&mut self, context: &mut Context, token: u32) {
+        if token == GATE
+            && let Some(gate) = self.backend.gates.get(self.pair)
+        {
+            let _ = gate.changed.read();
+        }
+        self.receive(context);
+    }
+
+    fn stop(&mut self, _: &mut Context) {}
+}
