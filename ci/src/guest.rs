@@ -229,7 +229,7 @@ impl Session<'_> {
             .map_err(|error| Error::said(format!("a folder for temporary files: {error}")))?;
         let console = scratch.path().join("console");
         let initramfs = scratch.path().join("initramfs");
-        let stdio = Stdio::Command(console.clone());
+        let stdio = Stdio::Output(console.clone());
         self.write_initramfs(tests, &stdio, &initramfs)?;
         progress(&format!(
             "starting {} for {}",

@@ -172,22 +172,65 @@ impl Initramfs {
     }
 }
 
-/// What is connected to the lab's own standard input and output.
+/// The port that carries a command's standard input.
+const INPUT_PORT: &str = "org.crossvisor.input";
+/// The port that carries a command's standard error.
+const ERROR_PORT: &str = "org.crossvisor.error";
+
+/// What is connected to the lab machine's standard streams, that is, to those
+/// of the process that [`Start::command`] starts.
 #[derive(Debug, Clone)]
 pub enum Stdio {
     /// The machine's console, for a person at a terminal.
     Console,
-    /// The command's own input and output, which are clean of the console's;
-    /// that goes to the file.
-    Command(PathBuf),
+    /// The streams of the command in the machine, each by itself. The
+    /// machine's console goes to the file.
+    Streams(PathBuf),
+    /// The command's output and errors in one stream, and no input. The
+    /// machine's console goes to the file.
+    Output(PathBuf),
 }
 
 impl Stdio {
     /// Where the command in the machine finds its input and output.
     pub fn io(&self) -> Io {
+        let some = |port: &str| Some(port.to_owned());
         match self {
             Self::Console => Io::Console,
-            Self::Command(_) => Io::port(IO_PORT),
+            Self::Streams(_) => Io::Ports {
+                stdin: some(INPUT_PORT),
+                stdout: IO_PORT.to_owned(),
+                stderr: some(ERROR_PORT),
+            },
+            Self::Output(_) => Io::Ports {
+                stdin: None,
+                stdout: IO_PORT.to_owned(),
+                stderr: None,
+            },
+        }
+    }
+
+    /// The backend of the machine's console.
+    fn console(&self) -> String {
+        match self {
+            Self::Console => "stdio,signal=off".to_owned(),
+            Self::Streams(log) | Self::Output(log) => format!("file,path={}", escape(log)),
+        }
+    }
+
+    /// The ports of the command, with their backends. A `stdio` backend closes
+    /// its port at the end of the input, and a guest blocks when it writes to
+    /// a closed port; so output has backends of its own.
+    fn ports(&self) -> &'static [(&'static str, &'static str)] {
+        const OUTPUT: (&str, &str) = (IO_PORT, "file,path=/dev/stdout,append=on");
+        match self {
+            Self::Console => &[],
+            Self::Streams(_) => &[
+                OUTPUT,
+                (ERROR_PORT, "file,path=/dev/stderr,append=on"),
+                (INPUT_PORT, "stdio"),
+            ],
+            Self::Output(_) => &[OUTPUT],
         }
     }
 }
@@ -253,21 +296,17 @@ impl Start<'_> {
         qemu.arg("-initrd").arg(self.initramfs);
         qemu.arg("-append")
             .arg(format!("console=hvc0 quiet panic=-1 {}", machine.cmdline));
-        let (console, io) = match &self.stdio {
-            Stdio::Console => ("stdio,signal=off".to_owned(), "null".to_owned()),
-            Stdio::Command(log) => (
-                format!("file,path={}", escape(log)),
-                "stdio,signal=off".to_owned(),
-            ),
-        };
-        let status = format!("file,path={}", escape(self.status));
         qemu.args(["-device", "virtio-serial-pci"]);
-        qemu.arg("-chardev").arg(with_id(&console, "console"));
+        qemu.arg("-chardev")
+            .arg(with_id(&self.stdio.console(), "console"));
         qemu.args(["-device", "virtconsole,chardev=console"]);
-        for (port, backend, id) in [(STATUS_PORT, &status, "status"), (IO_PORT, &io, "io")] {
-            qemu.arg("-chardev").arg(with_id(backend, id));
+        let status = format!("file,path={}", escape(self.status));
+        let ports = self.stdio.ports().iter().copied();
+        for (n, (port, backend)) in ports.chain([(STATUS_PORT, status.as_str())]).enumerate() {
+            qemu.arg("-chardev")
+                .arg(with_id(backend, &format!("port{n}")));
             qemu.arg("-device")
-                .arg(format!("virtserialport,chardev={id},name={port}"));
+                .arg(format!("virtserialport,chardev=port{n},name={port}"));
         }
         for (n, disk) in self.disks.iter().enumerate() {
             let more = match disk.changes {
@@ -379,7 +418,7 @@ mod tests {
             initramfs: Path::new("/i"),
             memory: 2048,
             disks: &disks,
-            stdio: Stdio::Command("/tmp/log".into()),
+            stdio: Stdio::Streams("/tmp/log".into()),
             status: Path::new("/tmp/s"),
         }
         .command()
@@ -395,7 +434,11 @@ mod tests {
             "{line}"
         );
         assert!(line.contains("file=/tmp/a,,b.img,read-only=on"), "{line}");
-        assert!(line.contains("-chardev stdio,id=io,signal=off"), "{line}");
+        assert!(line.contains("-chardev stdio,id=port2 "), "{line}");
+        assert!(
+            line.contains("virtserialport,chardev=port2,name=org.crossvisor.input"),
+            "{line}"
+        );
         assert!(
             line.contains("-chardev file,id=console,path=/tmp/log"),
             "{line}"

@@ -113,7 +113,7 @@ fn run_in(
     let stdio = if terminal {
         Stdio::Console
     } else {
-        Stdio::Command(scratch.path().join("console"))
+        Stdio::Streams(scratch.path().join("console"))
     };
     let words: Vec<String> = carried.arguments.iter().map(|word| quote(word)).collect();
     let config = InitConfig {
@@ -148,7 +148,9 @@ fn run_in(
     }
     let console = match &stdio {
         Stdio::Console => String::new(),
-        Stdio::Command(log) => std::fs::read_to_string(log).unwrap_or_default(),
+        Stdio::Streams(log) | Stdio::Output(log) => {
+            std::fs::read_to_string(log).unwrap_or_default()
+        }
     };
     Err(Error::Failed {
         program: format!("the lab machine {}", machine.name),
