@@ -148,24 +148,9 @@ impl Supervisor {
             }
         });
         while let Some(signal) = sys::read_signal(&self.signals) {
-            end = end.or(self.meaning(signal));
+            end = end.or(meaning(signal, self.ctrl_alt_del));
         }
         end
-    }
-
-    /// What a signal asks for, as busybox's and SysV's tools use them: their
-    /// poweroff, halt and reboot send SIGUSR2, SIGUSR1 and SIGTERM; SIGPWR is a
-    /// power failure; the kernel sends SIGINT for Ctrl-Alt-Del.
-    fn meaning(&self, signal: i32) -> Option<End> {
-        match signal {
-            libc::SIGUSR1 | libc::SIGUSR2 | libc::SIGPWR => Some(End::PowerOff),
-            libc::SIGTERM => Some(End::Reboot),
-            libc::SIGINT => Some(match self.ctrl_alt_del {
-                AtEnd::PowerOff => End::PowerOff,
-                AtEnd::Reboot => End::Reboot,
-            }),
-            _ => None,
-        }
     }
 
     /// Opens input devices that are not open yet.
@@ -184,6 +169,21 @@ impl Supervisor {
                 self.buttons.push((path, device));
             }
         }
+    }
+}
+
+/// What a signal asks for, as busybox's and SysV's tools use them: their
+/// poweroff, halt and reboot send SIGUSR2, SIGUSR1 and SIGTERM; SIGPWR is a
+/// power failure; the kernel sends SIGINT for Ctrl-Alt-Del.
+fn meaning(signal: i32, ctrl_alt_del: AtEnd) -> Option<End> {
+    match signal {
+        libc::SIGUSR1 | libc::SIGUSR2 | libc::SIGPWR => Some(End::PowerOff),
+        libc::SIGTERM => Some(End::Reboot),
+        libc::SIGINT => Some(match ctrl_alt_del {
+            AtEnd::PowerOff => End::PowerOff,
+            AtEnd::Reboot => End::Reboot,
+        }),
+        _ => None,
     }
 }
 
@@ -221,4 +221,82 @@ fn exit_status(status: WaitStatus) -> Option<u8> {
         (None, None) => return None,
     };
     Some(u8::try_from(code & 0xff).unwrap_or(u8::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::process::Command;
+
+    use super::*;
+
+    /// How a shell's end is told. Only that child is waited for: other tests
+    /// have children of their own.
+    fn status_of(script: &str) -> Option<u8> {
+        let mut child = Command::new("/bin/sh")
+            .args(["-c", script])
+            .spawn()
+            .unwrap();
+        let pid = Pid::from_raw(child.id().try_into().unwrap());
+        let waited = rustix::process::waitpid(pid, WaitOptions::empty()).unwrap();
+        assert!(child.wait().is_err(), "it has been waited for");
+        exit_status(waited.unwrap().1)
+    }
+
+    #[test]
+    fn exit_statuses_are_as_in_shells() {
+        assert_eq!(status_of("exit 0"), Some(0));
+        assert_eq!(status_of("exit 255"), Some(255));
+        assert_eq!(status_of("kill -KILL $$"), Some(137));
+        assert_eq!(status_of("kill -TERM $$"), Some(143));
+    }
+
+    #[test]
+    fn signals_ask_for_an_end() {
+        assert_eq!(meaning(libc::SIGUSR2, AtEnd::Reboot), Some(End::PowerOff));
+        assert_eq!(meaning(libc::SIGPWR, AtEnd::Reboot), Some(End::PowerOff));
+        assert_eq!(meaning(libc::SIGTERM, AtEnd::PowerOff), Some(End::Reboot));
+        assert_eq!(meaning(libc::SIGINT, AtEnd::PowerOff), Some(End::PowerOff));
+        assert_eq!(meaning(libc::SIGINT, AtEnd::Reboot), Some(End::Reboot));
+        assert_eq!(meaning(libc::SIGCHLD, AtEnd::Reboot), None);
+        assert_eq!(meaning(libc::SIGHUP, AtEnd::Reboot), None);
+    }
+
+    /// A pipe stands in for an input device: it is found, heeded, and dropped
+    /// when it is gone. A signal that is pending is heeded too.
+    #[test]
+    fn the_power_button_and_signals_are_heeded() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("event0");
+        assert!(
+            Command::new("mkfifo")
+                .arg(&path)
+                .status()
+                .unwrap()
+                .success()
+        );
+        std::fs::write(dir.path().join("mouse0"), "").unwrap();
+        // Signals are blocked in this test's own thread only.
+        let mut supervisor = Supervisor::new(AtEnd::Reboot).unwrap();
+        supervisor.find_buttons(dir.path());
+        supervisor.find_buttons(dir.path());
+        assert_eq!(supervisor.buttons.len(), 1);
+
+        let mut device = File::options().write(true).open(&path).unwrap();
+        assert_eq!(supervisor.wait(Some(Duration::ZERO)), None);
+        device.write_all(&sys::tests::event(1, 116, 1)).unwrap();
+        assert_eq!(
+            supervisor.wait(Some(Duration::from_secs(5))),
+            Some(End::PowerOff)
+        );
+        drop(device);
+        assert_eq!(supervisor.wait(Some(Duration::from_secs(5))), None);
+        assert!(supervisor.buttons.is_empty());
+
+        sys::tests::raise_in_thread(libc::SIGPWR);
+        assert_eq!(
+            supervisor.wait(Some(Duration::from_secs(5))),
+            Some(End::PowerOff)
+        );
+    }
 }

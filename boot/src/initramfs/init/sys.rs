@@ -144,10 +144,16 @@ fn has_power_key(events: &[u8]) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn event(kind: u16, code: u16, value: i32) -> Vec<u8> {
+    /// Sends a signal to the calling thread.
+    pub(in super::super) fn raise_in_thread(signal: libc::c_int) {
+        // SAFETY: no memory is involved.
+        assert_eq!(unsafe { libc::raise(signal) }, 0);
+    }
+
+    pub(in super::super) fn event(kind: u16, code: u16, value: i32) -> Vec<u8> {
         let mut bytes = vec![0xee; EVENT_TIME];
         bytes.extend(kind.to_ne_bytes());
         bytes.extend(code.to_ne_bytes());
