@@ -7,12 +7,14 @@
 pub mod block;
 pub mod buffers;
 mod config;
+pub mod console;
 #[cfg(test)]
 mod doubles;
 pub mod interrupt;
 pub mod mmio;
 pub mod net;
 pub mod pci;
+pub mod rng;
 #[cfg(test)]
 mod testing;
 pub mod transport;

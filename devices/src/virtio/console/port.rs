@@ -1,0 +1,167 @@
+//! The host's end of console ports.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::chardev::ConsoleInput;
+use crate::output::Output;
+use crate::virtio::buffers::Writable;
+
+/// Typed bytes that wait for the guest.
+const INPUT_CAPACITY: usize = 4096;
+
+/// A stream between host and guest, which the guest finds by its name (Linux:
+/// `/dev/virtio-ports/NAME`).
+pub struct Port {
+    /// Its name, such as `org.crossvisor.io`.
+    pub name: String,
+    /// Where what the guest reads comes from, once the guest has opened the
+    /// port. At its end the guest sees an end of file. It need not be
+    /// non-blocking.
+    pub input: Option<OwnedFd>,
+    /// Where what the guest writes goes; `None`: nowhere.
+    pub output: Option<Box<dyn Write + Send>>,
+    /// Called on the device's thread when the guest opens (true) or closes the
+    /// port; it must not block.
+    pub on_open: Option<OpenCallback>,
+}
+
+/// See [`Port::on_open`].
+pub type OpenCallback = Box<dyn Fn(bool) + Send + Sync>;
+
+/// A port as the device keeps it over resets.
+pub(super) struct HostPort {
+    pub(super) name: Option<String>,
+    pub(super) input: HostInput,
+    pub(super) output: Option<Arc<Output>>,
+    pub(super) on_open: Option<OpenCallback>,
+}
+
+/// Where a port's input comes from.
+pub(super) enum HostInput {
+    /// A terminal's user.
+    Console(Arc<Input>),
+    /// A descriptor.
+    Stream(OwnedFd),
+    /// Nowhere.
+    Nothing,
+}
+
+impl HostPort {
+    /// Port 0, the console.
+    pub(super) fn console(device: &str, output: Box<dyn Write + Send>) -> io::Result<Self> {
+        Ok(Self {
+            name: None,
+            input: HostInput::Console(Arc::new(Input::new()?)),
+            output: Some(Arc::new(Output::new(&format!("{device}-out"), output)?)),
+            on_open: None,
+        })
+    }
+
+    /// One of the other ports.
+    pub(super) fn named(device: &str, port: Port) -> io::Result<Self> {
+        let output = port
+            .output
+            .map(|output| Output::new(&format!("{device}-port"), output).map(Arc::new))
+            .transpose()?;
+        Ok(Self {
+            name: Some(port.name),
+            input: port.input.map_or(HostInput::Nothing, HostInput::Stream),
+            output,
+            on_open: port.on_open,
+        })
+    }
+}
+
+/// What a user has typed and the guest has not yet taken.
+pub(super) struct Input {
+    state: Mutex<InputState>,
+    /// Signalled when bytes have come.
+    pub(super) arrived: EventFd,
+    room: EventFd,
+}
+
+#[derive(Default)]
+struct InputState {
+    bytes: VecDeque<u8>,
+    /// A pusher found no room and waits for the event.
+    starved: bool,
+}
+
+impl Input {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            state: Mutex::default(),
+            arrived: EventFd::new(EFD_NONBLOCK)?,
+            room: EventFd::new(EFD_NONBLOCK)?,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, InputState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.lock().bytes.is_empty()
+    }
+
+    /// Moves as much as fits into `buffer`, and returns how many bytes that was.
+    pub(super) fn take(&self, mut buffer: Writable<'_>) -> usize {
+        let mut state = self.lock();
+        let (first, second) = state.bytes.as_slices();
+        let taken = buffer.write(first) + buffer.write(second);
+        state.bytes.drain(..taken);
+        if taken > 0 && std::mem::take(&mut state.starved) {
+            // Fails only when the event is signalled already.
+            let _ = self.room.write(1);
+        }
+        taken
+    }
+}
+
+impl ConsoleInput for Input {
+    fn push(&self, bytes: &[u8]) -> usize {
+        let mut state = self.lock();
+        let taken = bytes
+            .len()
+            .min(INPUT_CAPACITY.saturating_sub(state.bytes.len()));
+        state.bytes.extend(bytes.iter().take(taken));
+        if taken < bytes.len() {
+            state.starved = true;
+        }
+        if taken > 0 {
+            let _ = self.arrived.write(1);
+        }
+        taken
+    }
+
+    fn room(&self) -> &EventFd {
+        &self.room
+    }
+}
+
+/// The outputs of a console's ports, for who must know that they are through.
+#[derive(Clone)]
+pub struct Outputs(pub(super) Vec<Arc<Output>>);
+
+impl Outputs {
+    /// Waits up to `timeout` until the host has taken everything that the
+    /// device has got from the guest, and returns whether it did. What is still
+    /// in the queues is not waited for: deactivate the device first.
+    pub fn flush(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        self.0
+            .iter()
+            .all(|output| output.flush(deadline.saturating_duration_since(Instant::now())))
+    }
+
+    /// Bytes that the host did not take.
+    pub fn lost(&self) -> u64 {
+        self.0.iter().map(|output| output.lost()).sum()
+    }
+}
