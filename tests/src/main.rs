@@ -1,3 +1,138 @@
-//! Under construction.
+//! The guest tests of crossvisor: they run in a lab machine, on the host side
+//! of its /dev/kvm, and start guests there. `--list` runs anywhere.
+//!
+//! `cargo lab test` is what calls this; see [`runner`] for what the two say to
+//! each other.
 
-fn main() {}
+mod bad_input;
+mod boot;
+mod check;
+mod console;
+mod cpus;
+mod crossvisor;
+mod disk;
+mod doctor;
+mod inside;
+mod lab;
+mod life;
+mod memory;
+mod net;
+mod pattern;
+mod pty;
+mod runner;
+mod several;
+mod stream;
+mod systemd;
+mod tap;
+mod transports;
+
+use std::process::ExitCode;
+
+use crate::lab::Lab;
+use crate::runner::{Machine, Test};
+
+/// Every theme, from what the others need to what needs all of them.
+const THEMES: [&[Test]; 12] = [
+    doctor::TESTS,
+    boot::TESTS,
+    life::TESTS,
+    console::TESTS,
+    cpus::TESTS,
+    memory::TESTS,
+    transports::TESTS,
+    disk::TESTS,
+    net::TESTS,
+    bad_input::TESTS,
+    several::TESTS,
+    systemd::TESTS,
+];
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let result = match arguments.split_first() {
+        Some((first, rest)) if first == inside::COMMAND => inside(rest),
+        // In a guest, where it is called `tool`, that word is left out.
+        _ if called_tool() => inside(&arguments),
+        _ => tests(arguments),
+    };
+    result.unwrap_or_else(|message| {
+        eprintln!("crossvisor-tests: {message}");
+        ExitCode::from(2)
+    })
+}
+
+fn called_tool() -> bool {
+    let name = std::env::args_os().next().unwrap_or_default();
+    std::path::Path::new(&name).file_name() == Some("tool".as_ref())
+}
+
+fn inside(arguments: &[String]) -> Result<ExitCode, String> {
+    let said = inside::run(arguments).map_err(|failure| failure.to_string())?;
+    print!("{said}");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn tests(arguments: Vec<String>) -> Result<ExitCode, String> {
+    let selection = runner::parse(arguments.into_iter())?;
+    let tests: Vec<Test> = all();
+    if selection.list {
+        let name = selection
+            .machine
+            .as_deref()
+            .ok_or("--list needs --machine")?;
+        for test in selection.of(&tests, Machine { name })? {
+            println!("{} {}", test.name, test.seconds);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let lab = Lab::open().map_err(|failure| failure.to_string())?;
+    let name = match &selection.machine {
+        Some(name) => name.clone(),
+        None => lab.manifest.machine.clone(),
+    };
+    let chosen = selection.of(&tests, Machine { name: &name })?;
+    let failed = runner::run(&lab, &chosen, &mut std::io::stdout())
+        .map_err(|error| format!("standard output: {error}"))?;
+    Ok(match failed {
+        0 => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    })
+}
+
+fn all() -> Vec<Test> {
+    THEMES.into_iter().flatten().copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn names_are_unique_and_one_word() {
+        let tests = all();
+        let names: BTreeSet<&str> = tests.iter().map(|test| test.name).collect();
+        assert_eq!(names.len(), tests.len());
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        assert!(
+            names.iter().all(|name| name.chars().all(plain)),
+            "{names:?}"
+        );
+    }
+
+    #[test]
+    fn each_machine_has_its_own() {
+        let on = |name| {
+            let tests = all();
+            let tests = tests.iter().filter(|test| (test.on)(Machine { name }));
+            tests.map(|test| test.name).collect::<BTreeSet<_>>()
+        };
+        assert!(on("x86_64").contains("boot-bzimage"));
+        assert!(!on("x86_64").contains("boot-image"));
+        assert!(on("aarch64-16k").contains("boot-image"));
+        assert!(on("aarch64").contains("irqchip-gicv3-its"));
+        assert!(!on("aarch64").contains("irqchip-gicv2"));
+        assert!(on("aarch64-gicv2").contains("irqchip-gicv2m"));
+        assert!(on("ppc64le").contains("memory-64m"));
+    }
+}

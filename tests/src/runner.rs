@@ -1,0 +1,259 @@
+//! Runs tests one after the other and says how each ended, in the words that
+//! the lab reads.
+
+use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
+
+use crate::check::{Failure, Result};
+use crate::lab::Lab;
+
+/// A machine of the lab: name and the guests' architecture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Machine<'a> {
+    /// Name, such as `aarch64-16k`.
+    pub name: &'a str,
+}
+
+impl Machine<'_> {
+    /// The architecture: the name up to its first dash.
+    pub fn arch(&self) -> &str {
+        self.name.split('-').next().unwrap_or_default()
+    }
+}
+
+/// A test.
+#[derive(Clone, Copy)]
+pub struct Test {
+    /// One word.
+    pub name: &'static str,
+    /// How long it may take, in seconds.
+    pub seconds: u64,
+    /// The machines that it applies to.
+    pub on: fn(Machine<'_>) -> bool,
+    /// The test.
+    pub run: fn(&Lab) -> Result,
+}
+
+/// For tests that apply to every machine.
+pub fn everywhere(_: Machine<'_>) -> bool {
+    true
+}
+
+/// A test on every machine.
+pub const fn test(name: &'static str, seconds: u64, run: fn(&Lab) -> Result) -> Test {
+    Test {
+        name,
+        seconds,
+        on: everywhere,
+        run,
+    }
+}
+
+/// What was asked for.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// The machine.
+    pub machine: Option<String>,
+    /// Only list.
+    pub list: bool,
+    /// Only tests whose names hold this.
+    pub filter: Option<String>,
+    /// Only these, in this order.
+    pub names: Vec<String>,
+}
+
+/// Reads the command line.
+///
+/// # Errors
+/// What is wrong with it, with the usage.
+pub fn parse(arguments: impl Iterator<Item = String>) -> std::result::Result<Selection, String> {
+    let mut arguments = arguments;
+    let mut selection = Selection::default();
+    while let Some(argument) = arguments.next() {
+        let mut value = || {
+            let missing = || format!("{argument}: its value is missing\n{USAGE}");
+            arguments.next().ok_or_else(missing)
+        };
+        match argument.as_str() {
+            "--list" => selection.list = true,
+            "--machine" => selection.machine = Some(value()?),
+            "--filter" => selection.filter = Some(value()?),
+            "--only" => {
+                let names = value()?;
+                selection.names.extend(names.split(',').map(String::from));
+            }
+            option if option.starts_with('-') => {
+                return Err(format!("there is no option {option}\n{USAGE}"));
+            }
+            _ => selection.names.push(argument),
+        }
+    }
+    Ok(selection)
+}
+
+const USAGE: &str = "usage: crossvisor-tests --list --machine MACHINE [--filter TEXT]
+       crossvisor-tests [--machine MACHINE] [--filter TEXT] [--only NAME,... | NAME...]
+runs the tests on this machine, as the lab has set it up; --list runs anywhere";
+
+impl Selection {
+    /// The tests that were asked for and apply to `machine`.
+    ///
+    /// # Errors
+    /// A name that is no test.
+    pub fn of<'t>(
+        &self,
+        tests: &'t [Test],
+        machine: Machine<'_>,
+    ) -> std::result::Result<Vec<&'t Test>, String> {
+        let chosen = |test: &&Test| {
+            let wanted = |part: &String| test.name.contains(part.as_str());
+            self.filter.as_ref().is_none_or(wanted) && (test.on)(machine)
+        };
+        if self.names.is_empty() {
+            return Ok(tests.iter().filter(chosen).collect());
+        }
+        let mut found = Vec::new();
+        for name in &self.names {
+            let test = tests.iter().find(|test| test.name == name);
+            found.extend(test.filter(chosen));
+            if test.is_none() {
+                return Err(format!(
+                    "there is no test {name}; --list shows those there are"
+                ));
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Runs `tests` in order; how many failed.
+pub fn run(lab: &Lab, tests: &[&Test], out: &mut dyn Write) -> std::io::Result<usize> {
+    let mut failed = 0;
+    for test in tests {
+        writeln!(out, "TEST {} START", test.name)?;
+        out.flush()?;
+        let started = Instant::now();
+        let result = lab.begin().and_then(|()| run_one(lab, test));
+        let took = started.elapsed().as_millis();
+        match &result {
+            Ok(()) => writeln!(out, "TEST {} PASS {took}", test.name)?,
+            Err(Failure::Skipped(reason)) => {
+                let reason = reason.replace('\n', " ");
+                writeln!(out, "TEST {} SKIP {reason}", test.name)?;
+            }
+            Err(Failure::Failed(reason)) => {
+                failed += 1;
+                write!(out, "{}", lab.transcripts())?;
+                for line in reason.lines() {
+                    writeln!(out, "  FAILED: {line}")?;
+                }
+                writeln!(out, "TEST {} FAIL {took}", test.name)?;
+            }
+        }
+        out.flush()?;
+        lab.end();
+    }
+    Ok(failed)
+}
+
+/// Runs one test; a panic in it is a failure like others.
+fn run_one(lab: &Lab, test: &Test) -> Result {
+    catch_unwind(AssertUnwindSafe(|| (test.run)(lab))).unwrap_or_else(|panic| {
+        let text = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("no reason given");
+        Err(Failure::Failed(format!("the test panicked: {text}")))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::{fail, skip};
+
+    fn selection(line: &str) -> Selection {
+        parse(line.split_whitespace().map(String::from)).unwrap()
+    }
+
+    const TESTS: &[Test] = &[
+        test("boot-first", 60, |_| Ok(())),
+        Test {
+            name: "boot-second",
+            seconds: 60,
+            on: |machine| machine.arch() == "aarch64",
+            run: |_| fail("it is as it is\nTEST boot-first PASS 1"),
+        },
+        test("net-third", 60, |_| skip("no tap\nhere")),
+        test("net-fourth", 60, |_| panic!("oh")),
+    ];
+
+    fn names(line: &str, machine: &str) -> Vec<&'static str> {
+        let chosen = selection(line).of(TESTS, Machine { name: machine });
+        chosen.unwrap().iter().map(|test| test.name).collect()
+    }
+
+    #[test]
+    fn tests_are_chosen_by_machine_name_and_filter() {
+        assert_eq!(names("", "x86_64").len(), 3);
+        assert_eq!(names("", "aarch64-16k").len(), 4);
+        assert_eq!(
+            names("--filter boot", "aarch64"),
+            ["boot-first", "boot-second"]
+        );
+        assert_eq!(
+            names("net-third boot-first", "x86_64"),
+            ["net-third", "boot-first"]
+        );
+        assert_eq!(
+            names("--only boot-second,net-third", "x86_64"),
+            ["net-third"]
+        );
+        let unknown = selection("nonsense").of(TESTS, Machine { name: "x86_64" });
+        assert!(unknown.err().unwrap().contains("nonsense"));
+    }
+
+    #[test]
+    fn the_command_line_is_read() {
+        let found = selection("--list --machine aarch64 --filter a");
+        assert!(found.list);
+        assert_eq!(found.machine.as_deref(), Some("aarch64"));
+        assert_eq!(found.filter.as_deref(), Some("a"));
+        assert!(parse(["--only".to_string()].into_iter()).is_err());
+        assert!(parse(["--nonsense".to_string()].into_iter()).is_err());
+    }
+
+    #[test]
+    fn outcomes_are_said_in_the_lab_s_words() {
+        let folder = tempfile::tempdir().unwrap();
+        let assets = folder.path().join("assets");
+        std::fs::create_dir(&assets).unwrap();
+        let manifest = r#"{"machine":"m","arch":"a","kernel":"","modules":"","busybox":""}"#;
+        std::fs::write(assets.join("manifest.json"), manifest).unwrap();
+        let lab = Lab::in_folder(folder.path()).unwrap();
+        let mut out = Vec::new();
+        let chosen: Vec<&Test> = TESTS.iter().collect();
+        std::panic::set_hook(Box::new(|_| {}));
+        let failed = run(&lab, &chosen, &mut out).unwrap();
+        let _ = std::panic::take_hook();
+        assert_eq!(failed, 2);
+        let out = String::from_utf8(out).unwrap();
+        let verdicts: Vec<&str> = out
+            .lines()
+            .filter(|line| line.starts_with("TEST ") && !line.ends_with("START"))
+            .map(|line| line.trim_end_matches(|c: char| c.is_ascii_digit()))
+            .collect();
+        assert_eq!(
+            verdicts,
+            [
+                "TEST boot-first PASS ",
+                "TEST boot-second FAIL ",
+                "TEST net-third SKIP no tap here",
+                "TEST net-fourth FAIL "
+            ]
+        );
+        assert!(out.contains("FAILED: the test panicked: oh"), "{out}");
+    }
+}
