@@ -1,0 +1,81 @@
+//! vCPUs: all there, all at work, and like the host's.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use crate::check::{At, Result, ensure, equal, number, value, within};
+use crate::lab::Lab;
+use crate::runner::{Test, test};
+
+/// The tests of this theme.
+pub const TESTS: &[Test] = &[test("cpus-1", 150, one), test("cpus-4", 200, four)];
+
+const SCRIPT: &str = "
+    echo online=$(cat /sys/devices/system/cpu/online)
+    echo nproc=$(nproc)
+    echo cores=$(cat /sys/devices/system/cpu/cpu*/topology/core_id | sort -u | wc -l)
+    echo flags=$(grep -m1 -E '^(flags|Features)' /proc/cpuinfo | cut -d: -f2)
+    echo clock=$(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)
+    tool cpus 600";
+
+fn one(lab: &Lab) -> Result {
+    let out = lab.run().exec_with_tool(SCRIPT).output()?.succeeds()?;
+    look(&out, 1, "0")?;
+    let clock = match lab.is("x86_64") {
+        true => "kvm-clock",
+        false => "arch_sys_counter",
+    };
+    equal("clock source", value(&out, "clock")?, clock)?;
+    features(lab, value(&out, "flags")?)
+}
+
+fn four(lab: &Lab) -> Result {
+    let out = lab.run().args(&["--cpus", "4"]).exec_with_tool(SCRIPT);
+    look(&out.output()?.succeeds()?, 4, "0-3")
+}
+
+/// All are online, each is a core, and each was at work for most of the time
+/// that it was asked to: 600 ms, less what others took of the host.
+fn look(out: &str, cpus: u64, online: &str) -> Result {
+    equal("CPUs online", value(out, "online")?, online)?;
+    equal("nproc", number(out, "nproc")?, cpus)?;
+    equal("distinct cores", number(out, "cores")?, cpus)?;
+    for cpu in 0..cpus {
+        let ticks = number(out, &format!("cpu{cpu}"))?;
+        within(
+            &format!("ticks (10 ms or 4 ms) of CPU {cpu}"),
+            ticks,
+            5,
+            1000,
+        )?;
+    }
+    Ok(())
+}
+
+/// The guest has the host's features: those that programs look for.
+fn features(lab: &Lab, flags: &str) -> Result {
+    let wanted: &[&str] = match lab.is("x86_64") {
+        true => &[
+            "cx16", "sse4_2", "popcnt", "aes", "avx", "avx2", "bmi2", "rdrand", "xsave",
+        ],
+        false => &["fp", "asimd", "aes", "sha2", "crc32", "atomics", "cpuid"],
+    };
+    let host = fs::read_to_string("/proc/cpuinfo").at("/proc/cpuinfo")?;
+    let host: BTreeSet<&str> = host
+        .lines()
+        .filter(|line| line.starts_with("flags") || line.starts_with("Features"))
+        .flat_map(str::split_whitespace)
+        .collect();
+    let guest: BTreeSet<&str> = flags.split_whitespace().collect();
+    let shared = wanted.iter().filter(|flag| host.contains(**flag));
+    let lost: Vec<_> = shared.filter(|flag| !guest.contains(**flag)).collect();
+    ensure(lost.is_empty(), || {
+        format!("the host has {lost:?}, the guest only {flags}")
+    })?;
+    if lab.is("x86_64") {
+        return ensure(guest.contains("hypervisor"), || {
+            format!("the guest does not see that it is one: {flags}")
+        });
+    }
+    Ok(())
+}

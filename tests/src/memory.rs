@@ -1,0 +1,143 @@
+//! Guest memory: as much as was asked for, where it was planned, and good for
+//! writing.
+
+use std::fs;
+
+use crate::check::{At, Result, contains, ensure, equal, fail, number, skip, within};
+use crate::lab::{Lab, Restore};
+use crate::runner::{Test, test};
+
+/// The tests of this theme.
+pub const TESTS: &[Test] = &[
+    test("memory-64m", 150, |lab| sees(lab, "64M", 64, 4).map(drop)),
+    test("memory-512m", 150, |lab| {
+        sees(lab, "512M", 512, 64).map(drop)
+    }),
+    test("memory-3g", 200, |lab| sees(lab, "3G", 3072, 128).map(drop)),
+    test("memory-above-4g", 200, above_4g),
+    test("memory-hugepages", 200, hugepages),
+];
+
+const FOUR_GIB: u64 = 4 << 30;
+
+/// A guest with `--memory size` sees these `mebibytes`, less what the machine
+/// and the kernel keep, and can use `used` MiB of them.
+fn sees(lab: &Lab, size: &str, mebibytes: u64, used: u64) -> Result<String> {
+    let host = meminfo("MemAvailable")? >> 10;
+    if host < mebibytes {
+        return skip(format!(
+            "the host has {host} MiB free, {mebibytes} are needed"
+        ));
+    }
+    let script =
+        format!("grep MemTotal /proc/meminfo; grep 'System RAM' /proc/iomem; tool memory {used} 7");
+    let run = lab.run().args(&["--memory", size]);
+    let out = run.exec_with_tool(&script).output()?.succeeds()?;
+    // What firmware tables take, and on x86_64 the hole below 1 MiB.
+    let ram = ram(&out)?;
+    within(
+        "KiB of RAM in /proc/iomem",
+        ram >> 10,
+        (mebibytes - 2) << 10,
+        mebibytes << 10,
+    )?;
+    // The kernel's own code and data, and its record of each page.
+    let total = number(&out, "MemTotal")?;
+    let kept = 48 + mebibytes / 32;
+    let least = mebibytes.saturating_sub(kept).max(16) << 10;
+    within("MemTotal in KiB", total, least, mebibytes << 10)?;
+    Ok(out)
+}
+
+/// More than 4 GiB: some of it is above 4 GiB on every machine, and that is
+/// what programs get first.
+fn above_4g(lab: &Lab) -> Result {
+    let out = sees(lab, "4608M", 4608, 256)?;
+    let highest = number(&out, "highest")?;
+    ensure(highest >= FOUR_GIB, || {
+        format!("the highest page of a program is at {highest:#x}")
+    })
+}
+
+/// Huge pages of the host's are taken while the guest runs, and given back.
+fn hugepages(lab: &Lab) -> Result {
+    let page = meminfo("Hugepagesize")?;
+    if page == 0 {
+        return skip("this host's kernel has no huge pages");
+    }
+    let setting = "/proc/sys/vm/nr_hugepages";
+    let before = fs::read_to_string(setting).at(setting)?;
+    let _back = Restore::with(|| drop(fs::write(setting, &before)));
+    let wanted = (512 << 10) / page;
+    // Without any, it says what to do.
+    fs::write(setting, "0").at(setting)?;
+    let refused = lab.run().args(&["--hugepages"]).exec("true").output()?;
+    contains(
+        "the refusal",
+        &refused.errors(),
+        &format!("vm.nr_hugepages={wanted}"),
+    )?;
+    ensure(refused.code() != Some(0), || {
+        "it ran without huge pages".into()
+    })?;
+
+    fs::write(setting, wanted.to_string()).at(setting)?;
+    equal(
+        "huge pages that the host gave",
+        meminfo("HugePages_Free")?,
+        wanted,
+    )?;
+    let run = lab.run().args(&["--memory", "512M", "--hugepages"]);
+    let mut run = run
+        .exec_with_tool("tool memory 64 3; echo ready; read line; echo said $line")
+        .start()?;
+    run.expect("ready")?;
+    let used = wanted - meminfo("HugePages_Free")?;
+    within("KiB of huge pages in use", used * page, 64 << 10, 512 << 10)?;
+    run.send("done\n")?;
+    run.close_input();
+    let out = run.finish()?.succeeds()?;
+    contains("the guest", &out, "said done")?;
+    equal("huge pages given back", meminfo("HugePages_Free")?, wanted)
+}
+
+/// The RAM of /proc/iomem, in bytes: lines `from-to : System RAM`, of which
+/// only those at the outermost level count.
+fn ram(text: &str) -> Result<u64> {
+    let mut sum = 0;
+    for line in text.lines().filter(|line| line.ends_with(" : System RAM")) {
+        let range = line
+            .split(" : ")
+            .next()
+            .and_then(|range| range.split_once('-'));
+        let Some((from, to)) = range else {
+            return fail(format!("/proc/iomem: `{line}`"));
+        };
+        let from = u64::from_str_radix(from, 16).at("/proc/iomem")?;
+        let to = u64::from_str_radix(to, 16).at("/proc/iomem")?;
+        sum += to - from + 1;
+    }
+    Ok(sum)
+}
+
+/// A value of this machine's /proc/meminfo; sizes are in KiB.
+fn meminfo(key: &str) -> Result<u64> {
+    let text = fs::read_to_string("/proc/meminfo").at("/proc/meminfo")?;
+    match text.contains(&format!("{key}:")) {
+        true => number(&text, key),
+        false => Ok(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ram_of_iomem() {
+        let text = "MemTotal: 1 kB\n00001000-0009ffff : System RAM\n\
+                    00100000-3fffffff : System RAM\n";
+        assert_eq!(ram(text).unwrap(), 0x9f000 + 0x3ff0_0000);
+        assert!(ram("x-y : System RAM\n").is_err());
+    }
+}

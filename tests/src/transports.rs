@@ -1,0 +1,145 @@
+//! Virtio over PCI and over MMIO, with messages and with wires, under each
+//! interrupt controller.
+
+use crate::check::{Result, contains, ensure, equal, number, value};
+use crate::lab::{Lab, text};
+use crate::runner::{Machine, Test, test};
+
+/// The tests of this theme.
+pub const TESTS: &[Test] = &[
+    test("pci-with-messages-and-entropy", 150, pci),
+    test("pci-with-wires", 150, wires),
+    test("mmio", 150, mmio),
+    test("no-entropy-device", 150, no_entropy),
+    irqchip("irqchip-gicv3-its", gicv3, |lab| {
+        controller(lab, "gicv3-its", "ITS-PCI-MSIX", 4)
+    }),
+    irqchip("irqchip-gicv3", gicv3, |lab| {
+        controller(lab, "gicv3", "GICv3", 2)
+    }),
+    irqchip("irqchip-gicv2m", gicv2, |lab| {
+        controller(lab, "gicv2m", "GICv2m-PCI-MSIX", 4)
+    }),
+    irqchip("irqchip-gicv2", gicv2, |lab| {
+        controller(lab, "gicv2", "GICv2", 2)
+    }),
+];
+
+const fn irqchip(name: &'static str, on: fn(Machine<'_>) -> bool, run: fn(&Lab) -> Result) -> Test {
+    Test {
+        name,
+        seconds: 150,
+        on,
+        run,
+    }
+}
+
+/// What the host's own controller lets KVM offer.
+fn gicv3(machine: Machine<'_>) -> bool {
+    matches!(machine.name, "aarch64" | "aarch64-16k")
+}
+
+/// See [`gicv3`].
+fn gicv2(machine: Machine<'_>) -> bool {
+    machine.name == "aarch64-gicv2"
+}
+
+const MIB: usize = 1 << 20;
+
+/// Reads a disk and the entropy device, and says how their interrupts came.
+const SCRIPT: &str = "
+    set -e
+    echo interrupts-before=$(awk '/virtio/ { for (i = 2; i < 6; i++) n += $i } END { print n }' /proc/interrupts)
+    tool check /dev/vda 0 1048576 51
+    tool write /dev/vda 0 1048576 52
+    echo where=$(readlink -f /sys/block/vda/device)
+    echo source=$(cat /sys/class/misc/hw_random/rng_current)
+    echo first=$(dd if=/dev/hwrng bs=32 count=1 2>/dev/null | xxd -p | tr -d '\\n')
+    echo second=$(dd if=/dev/hwrng bs=32 count=1 2>/dev/null | xxd -p | tr -d '\\n')
+    echo interrupts=$(awk '/virtio/ { for (i = 2; i < 6; i++) n += $i } END { print n }' /proc/interrupts)
+    echo devices=$(ls /sys/bus/virtio/devices | wc -l)
+    grep virtio /proc/interrupts";
+
+/// Runs [`SCRIPT`] with `arguments`; what the guest said.
+fn guest(lab: &Lab, arguments: &[&str]) -> Result<String> {
+    let disk = lab.image("disk.img", 51, MIB)?;
+    let run = lab.run().args(&["--disk", &text(&disk)]).args(arguments);
+    let out = run.exec_with_tool(SCRIPT).output()?.succeeds()?;
+    contains("source of entropy", value(&out, "source")?, "virtio_rng")?;
+    let (first, second) = (value(&out, "first")?, value(&out, "second")?);
+    equal("hexadecimal digits of entropy", first.len(), 64)?;
+    ensure(first != second && first != "0".repeat(64), || {
+        format!("no entropy: {first}, {second}")
+    })?;
+    equal(
+        "virtio devices (console, disk, entropy)",
+        number(&out, "devices")?,
+        3,
+    )?;
+    ensure(
+        number(&out, "interrupts")? > number(&out, "interrupts-before")?,
+        || format!("no interrupts came:\n{out}"),
+    )?;
+    let found = std::fs::read(&disk).unwrap_or_default();
+    let wrong = crate::pattern::difference(52, 0, &found);
+    equal(
+        "first wrong byte on the host",
+        (found.len(), wrong),
+        (MIB, None),
+    )?;
+    Ok(out)
+}
+
+fn pci(lab: &Lab) -> Result {
+    let out = guest(lab, &["--transport", "pci"])?;
+    contains(
+        "where the disk is",
+        value(&out, "where")?,
+        "/pci0000:00/0000:00:",
+    )?;
+    contains("/proc/interrupts", &out, "MSI")?;
+    contains("/proc/interrupts", &out, "-req.0")
+}
+
+/// A guest that uses no messages gets its interrupts by wire.
+fn wires(lab: &Lab) -> Result {
+    let out = guest(lab, &["--cmdline", "pci=nomsi", "--cpus", "2"])?;
+    contains(
+        "where the disk is",
+        value(&out, "where")?,
+        "/pci0000:00/0000:00:",
+    )?;
+    ensure(!out.contains("MSI"), || {
+        format!("messages were used:\n{out}")
+    })
+}
+
+fn mmio(lab: &Lab) -> Result {
+    let out = guest(lab, &["--transport", "mmio", "--cpus", "2"])?;
+    let place = value(&out, "where")?;
+    ensure(
+        place.contains("virtio-mmio")
+            || place.contains("virtio_mmio")
+            || place.contains("LNRO0005"),
+        || format!("the disk is at {place}"),
+    )?;
+    ensure(!out.contains("MSI"), || {
+        format!("messages were used:\n{out}")
+    })
+}
+
+/// The guest has the controller that was asked for, and works with it.
+fn controller(lab: &Lab, name: &str, interrupts: &str, cpus: u32) -> Result {
+    let out = guest(lab, &["--irqchip", name, "--cpus", &cpus.to_string()])?;
+    contains("/proc/interrupts", &out, interrupts)
+}
+
+fn no_entropy(lab: &Lab) -> Result {
+    let out = lab
+        .run()
+        .args(&["--no-entropy"])
+        .exec("echo devices=$(ls /sys/bus/virtio/devices | wc -l)")
+        .output()?
+        .succeeds()?;
+    equal("virtio devices (console)", number(&out, "devices")?, 1)
+}
