@@ -12,6 +12,9 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 /// Bytes that may wait for the host to take them.
 pub const CAPACITY: usize = 64 * 1024;
 
+/// Bytes that are worth a write of their own.
+const PIECE: usize = 4096;
+
 /// How long the last bytes get to leave when the output is dropped.
 const DRAIN_TIME: Duration = Duration::from_secs(2);
 
@@ -41,6 +44,10 @@ struct State {
     in_flight: usize,
     /// A pusher found no room and waits for the event.
     starved: bool,
+    /// The thread waits for bytes, and must be told of them.
+    idle: bool,
+    /// Somebody waits for the bytes to leave.
+    urgent: bool,
     closed: bool,
 }
 
@@ -56,6 +63,19 @@ impl Output {
     /// # Errors
     /// The thread or its event could not be made.
     pub fn new(name: &str, sink: Box<dyn Write + Send>) -> io::Result<Self> {
+        Self::collecting(name, sink, Duration::ZERO)
+    }
+
+    /// The same, where the first byte waits up to `delay` for others, so that a
+    /// device that prints byte by byte does not wake the thread for each.
+    ///
+    /// # Errors
+    /// The thread or its event could not be made.
+    pub fn collecting(
+        name: &str,
+        sink: Box<dyn Write + Send>,
+        delay: Duration,
+    ) -> io::Result<Self> {
         let room = EventFd::new(EFD_NONBLOCK)?;
         let shared = Arc::new(Shared {
             state: Mutex::default(),
@@ -67,7 +87,7 @@ impl Output {
         let thread_room = room.try_clone()?;
         thread::Builder::new()
             .name(name.to_owned())
-            .spawn(move || drain(&thread_shared, &thread_room, sink))?;
+            .spawn(move || drain(&thread_shared, &thread_room, sink, delay))?;
         Ok(Self { shared, room })
     }
 
@@ -80,7 +100,9 @@ impl Output {
         if taken < bytes.len() {
             state.starved = true;
         }
-        if taken > 0 {
+        let wake = state.idle || state.bytes.len() >= PIECE;
+        drop(state);
+        if taken > 0 && wake {
             self.shared.work.notify_one();
         }
         taken
@@ -125,12 +147,15 @@ impl Output {
     /// Waits up to `timeout` until everything pushed so far has been written,
     /// and returns whether it was.
     pub fn flush(&self, timeout: Duration) -> bool {
-        let state = self.shared.lock();
-        let (_state, wait) = self
+        let mut state = self.shared.lock();
+        state.urgent = true;
+        self.shared.work.notify_one();
+        let (mut state, wait) = self
             .shared
             .progress
             .wait_timeout_while(state, timeout, |s| !s.bytes.is_empty() || s.in_flight > 0)
             .unwrap_or_else(PoisonError::into_inner);
+        state.urgent = false;
         !wait.timed_out()
     }
 }
@@ -146,16 +171,25 @@ impl Drop for Output {
 }
 
 /// The thread: takes what is there, writes it, until closed and empty.
-fn drain(shared: &Shared, room: &EventFd, mut sink: Box<dyn Write + Send>) {
+fn drain(shared: &Shared, room: &EventFd, mut sink: Box<dyn Write + Send>, delay: Duration) {
     let mut chunk = Vec::with_capacity(CAPACITY);
     let mut state = shared.lock();
     loop {
+        state.idle = true;
         state = shared
             .work
             .wait_while(state, |s| s.bytes.is_empty() && !s.closed)
             .unwrap_or_else(PoisonError::into_inner);
         if state.bytes.is_empty() {
             return;
+        }
+        state.idle = false;
+        if !delay.is_zero() {
+            let more = |s: &mut State| s.bytes.len() < PIECE && !s.urgent && !s.closed;
+            (state, _) = shared
+                .work
+                .wait_timeout_while(state, delay, more)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         chunk.clear();
         chunk.extend(state.bytes.drain(..));
@@ -275,6 +309,40 @@ pub(crate) mod tests {
         assert!(output.flush(Duration::from_secs(10)));
         assert!(output.room().read().is_ok());
         assert_eq!(sink.captured.bytes().len(), pushed);
+    }
+
+    #[test]
+    fn single_bytes_are_collected_and_a_flush_does_not_wait() {
+        #[derive(Clone, Default)]
+        struct Writes(Arc<AtomicU64>);
+        impl Write for Writes {
+            fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+                self.0.fetch_add(1, Ordering::SeqCst);
+                Ok(buf.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let writes = Writes::default();
+        let hour = Duration::from_secs(3600);
+        let output = Output::collecting("out", Box::new(writes.clone()), hour).unwrap();
+        for _ in 0..100 {
+            output.push(b"x");
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(writes.0.load(Ordering::SeqCst), 0);
+        assert!(output.flush(Duration::from_secs(10)));
+        assert_eq!(writes.0.load(Ordering::SeqCst), 1);
+        // A large piece leaves at once.
+        output.push(&[0; PIECE]);
+        for _ in 0..1000 {
+            thread::sleep(Duration::from_millis(5));
+            if writes.0.load(Ordering::SeqCst) == 2 {
+                return;
+            }
+        }
+        panic!("the piece did not leave");
     }
 
     #[test]

@@ -22,6 +22,8 @@ pub const REGISTERS: u64 = 8;
 
 /// How long a vCPU waits for a full output buffer before a byte is dropped.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a byte may wait for others before it goes to the host.
+const COLLECT_TIME: Duration = Duration::from_millis(1);
 /// Input that the device holds, beyond the 16 bytes of the real FIFO.
 const RX_CAPACITY: usize = 256;
 
@@ -145,7 +147,7 @@ impl Serial {
                 scratch: 0,
                 divisor: RESET_DIVISOR,
             }),
-            output: Output::new("serial-out", output)?,
+            output: Output::collecting("serial-out", output, COLLECT_TIME)?,
             room: EventFd::new(EFD_NONBLOCK)?,
             irq,
             shift,

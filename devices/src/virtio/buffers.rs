@@ -344,11 +344,11 @@ impl Readable<'_> {
             // SAFETY: the entries point into guest memory that this cursor
             // borrows; the kernel only reads them. The offset was checked.
             unsafe {
-                libc::pwritev64(
+                libc::pwritev(
                     file.as_raw_fd(),
                     iovecs.as_ptr(),
                     count(iovecs),
-                    (offset + done) as libc::off64_t,
+                    (offset + done) as libc::off_t,
                 )
             }
         })?;
@@ -422,11 +422,11 @@ impl Writable<'_> {
             // borrows and that the guest lets the device write; nothing in this
             // process holds a reference to it. The offset was checked.
             unsafe {
-                libc::preadv64(
+                libc::preadv(
                     file.as_raw_fd(),
                     iovecs.as_ptr(),
                     count(iovecs),
-                    (offset + done) as libc::off64_t,
+                    (offset + done) as libc::off_t,
                 )
             }
         })

@@ -5,6 +5,7 @@ use crate::virtio::testing::{
 };
 use std::os::unix::fs::FileExt;
 use tempfile::NamedTempFile;
+use virtio_queue::QueueT;
 
 const HEADER: u64 = BUFFERS;
 const STATUS: u64 = BUFFERS + 0x100;
@@ -365,6 +366,38 @@ fn an_index_that_jumps_or_a_head_outside_the_table_stops_the_queue() {
         .activate(s.driver.activation(s.block.features()))
         .unwrap();
     s.assert_alive();
+}
+
+#[test]
+fn rings_that_leave_memory_stop_the_queue_and_not_the_device() {
+    // The available index can be read and its entries cannot; and a used ring
+    // that cannot be written.
+    for (avail, used) in [(Some(END_OF_RAM - 4), None), (None, Some(END_OF_RAM + 64))] {
+        for event_idx in [false, true] {
+            let mut s = Setup::new();
+            s.block.deactivate();
+            s.driver = Driver::new(&[16]);
+            let mut activation = s.driver.activation(s.block.features());
+            let queue = &mut activation.queues[0].queue;
+            queue.set_event_idx(event_idx);
+            if let Some(avail) = avail {
+                queue.set_avail_ring_address(Some(avail as u32), Some(0));
+                s.driver.write(avail + 2, &[1, 0]);
+            }
+            if let Some(used) = used {
+                queue.set_used_ring_address(Some(used as u32), Some(0));
+            }
+            s.block.activate(activation).unwrap();
+            s.header(OUT, 1);
+            s.driver.queues[0].add(&[out(HEADER, 16), out(DATA, 512), into(STATUS, 1)]);
+            s.driver.queues[0].expect_silence();
+            assert_eq!(
+                s.block.deactivate().len(),
+                1,
+                "the worker is not caught in a loop"
+            );
+        }
+    }
 }
 
 #[test]
