@@ -290,9 +290,10 @@ fn prime_cell(fdt: &mut FdtWriter, compatible: &str) -> FdtWriterResult<()> {
 }
 
 // The first cell of a PCI address in `ranges` (IEEE 1275 PCI bus binding,
-// section 2.2.1.1): space code.
+// section 2.2.1.1): space code, and whether the window is for prefetchable
+// memory, as Linux wants one to be that is larger than 4 GiB.
 const PCI_MEMORY_32: u32 = 0x0200_0000;
-const PCI_MEMORY_64: u32 = 0x0300_0000;
+const PCI_MEMORY_64: u32 = 0x4300_0000;
 
 fn pci(fdt: &mut FdtWriter, pci: &Pci, gic: Gic) -> FdtWriterResult<()> {
     let Some(ecam) = pci.ecam else {

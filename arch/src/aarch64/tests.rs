@@ -370,7 +370,7 @@ fn check_pci(root: &FdtNode<'_>, gic: Gic) {
     let windows = cells(&pci, "ranges");
     assert_eq!(windows.len(), 14);
     assert_eq!(windows[..5], [0x0200_0000, 0, 0x1000_0000, 0, 0x1000_0000]);
-    assert_eq!(windows[7..10], [0x0300_0000, 0xc0, 0]);
+    assert_eq!(windows[7..10], [0x4300_0000, 0xc0, 0]);
     // Device 2, INTB: two wires on from INTB.
     let map = cells(&pci, "interrupt-map");
     assert_eq!(map.len(), 16 * 10);
