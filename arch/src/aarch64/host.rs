@@ -21,7 +21,7 @@ const USES: &[(&str, Effect)] = &[
         choose(
             value,
             "a GICv3 takes messages: devices on PCI have MSI-X",
-            "a GICv3 takes no messages: devices on PCI share four wires",
+            "a GICv3, where there is one, takes no messages: devices on PCI share four wires",
         )
     }),
     ("gicv2", |value| {
