@@ -37,6 +37,9 @@ pub struct Root<'a> {
     pub closure: &'a [&'a str],
     /// Packages to unpack by themselves.
     pub alone: &'a [&'a str],
+    /// Debian's name of the only architecture that the closure is of; this
+    /// machine's when there is none.
+    pub foreign: Option<&'a str>,
 }
 
 impl Root<'_> {
@@ -80,9 +83,10 @@ impl<'a> Archive<'a> {
     pub fn root(&self, root: &Root) -> Result<PathBuf> {
         let dir = self.cache.path("roots").join(root.name);
         let wanted = format!(
-            "{SUITE}\n{}\n{}\n",
+            "{SUITE}\n{}\n{}\n{}\n",
             root.closure.join(" "),
-            root.alone.join(" ")
+            root.alone.join(" "),
+            root.foreign.unwrap_or_default()
         );
         // Written last: a folder without it is not complete.
         let stamp = self
@@ -141,7 +145,7 @@ impl<'a> Archive<'a> {
         self.prepare()?;
         let shown =
             program::output(
-                self.apt("apt-cache")
+                self.apt("apt-cache", None)
                     .args(["show", "--no-all-versions", name]),
             )
             .map_err(|error| self.explain(error, name))?;
@@ -178,7 +182,7 @@ impl<'a> Archive<'a> {
         let mut fetches = Vec::new();
         for (verb, _, packages) in ways.clone() {
             let listed = program::output(
-                self.apt("apt-get")
+                self.apt("apt-get", root.foreign)
                     .args(*verb)
                     .args(["--print-uris", "-qq"])
                     .args(*packages),
@@ -203,7 +207,7 @@ impl<'a> Archive<'a> {
         ));
         for (verb, only, packages) in ways {
             program::output(
-                self.apt("apt-get")
+                self.apt("apt-get", root.foreign)
                     .current_dir(&archives)
                     .args(*verb)
                     .args(*only)
@@ -257,8 +261,12 @@ impl<'a> Archive<'a> {
         }
         write_changed(&dir.join("dpkg/status"), "")?;
         let sources = dir.join("sources.list");
-        let new = write_changed(&sources, &source_lines(&archives))?
-            | write_changed(&self.configuration(), &self.configuration_text(&dir))?;
+        let mut new = write_changed(&sources, &source_lines(&archives))?
+            | write_changed(&self.configuration(None), &configuration(&dir, None))?;
+        for architecture in ARCHITECTURES {
+            let only = Some(architecture);
+            new |= write_changed(&self.configuration(only), &configuration(&dir, only))?;
+        }
         let stamp = dir.join("updated");
         let fresh = fs::metadata(&stamp)
             .and_then(|m| m.modified())
@@ -271,7 +279,7 @@ impl<'a> Archive<'a> {
             return Ok(());
         }
         progress(&format!("fetching Debian's package lists ({SUITE})"));
-        match program::output(self.apt("apt-get").args(["update", "-qq"])) {
+        match program::output(self.apt("apt-get", None).args(["update", "-qq"])) {
             Ok(_) => fs::write(&stamp, "").at(&stamp)?,
             // A mirror in the midst of an update lacks a list now and then;
             // what is missing shows itself in the next step.
@@ -291,32 +299,42 @@ impl<'a> Archive<'a> {
         ))
     }
 
-    fn configuration(&self) -> PathBuf {
-        self.cache.path("apt/apt.conf")
+    fn configuration(&self, only: Option<&str>) -> PathBuf {
+        let name = only.unwrap_or("all");
+        self.cache.path(format!("apt/{name}.conf"))
     }
 
-    fn apt(&self, program: &str) -> Command {
+    fn apt(&self, program: &str, only: Option<&str>) -> Command {
         let mut command = Command::new(program);
         command
             .arg("-c")
-            .arg(self.configuration())
+            .arg(self.configuration(only))
             .env("LC_ALL", "C")
             .env("DEBIAN_FRONTEND", "noninteractive");
         command
     }
+}
 
-    fn configuration_text(&self, dir: &Path) -> String {
-        let dir = dir.display();
-        let native = debian_architecture();
-        let architectures: BTreeSet<&str> = ARCHITECTURES.iter().copied().chain([native]).collect();
-        let architectures: String = architectures
-            .iter()
-            .map(|name| format!(" \"{name}\";"))
-            .collect();
-        // Read after the machine's own settings: those that would act on the
-        // machine's own apt are taken back.
-        format!(
-            "#clear APT::Update::Pre-Invoke;\n\
+/// The private configuration: for this machine's architecture and all others,
+/// or for one alone.
+fn configuration(dir: &Path, only: Option<&str>) -> String {
+    let dir = dir.display();
+    let name = only.unwrap_or("all");
+    let native = only.unwrap_or(debian_architecture());
+    let others = if only.is_some() {
+        &[][..]
+    } else {
+        &ARCHITECTURES
+    };
+    let architectures: BTreeSet<&str> = others.iter().copied().chain([native]).collect();
+    let architectures: String = architectures
+        .iter()
+        .map(|name| format!(" \"{name}\";"))
+        .collect();
+    // Read after the machine's own settings: those that would act on the
+    // machine's own apt are taken back.
+    format!(
+        "#clear APT::Update::Pre-Invoke;\n\
              #clear APT::Update::Post-Invoke;\n\
              #clear APT::Update::Post-Invoke-Success;\n\
              #clear DPkg::Pre-Install-Pkgs;\n\
@@ -328,8 +346,8 @@ impl<'a> Archive<'a> {
              Dir::State::extended_states \"{dir}/extended_states\";\n\
              Dir::Cache \"{dir}\";\n\
              Dir::Cache::archives \"{dir}/archives\";\n\
-             Dir::Cache::pkgcache \"{dir}/pkgcache.bin\";\n\
-             Dir::Cache::srcpkgcache \"{dir}/srcpkgcache.bin\";\n\
+             Dir::Cache::pkgcache \"{dir}/{name}.pkgcache\";\n\
+             Dir::Cache::srcpkgcache \"{dir}/{name}.srcpkgcache\";\n\
              Dir::Log \"{dir}\";\n\
              Dir::Etc::sourcelist \"{dir}/sources.list\";\n\
              Dir::Etc::sourceparts \"{dir}/none\";\n\
@@ -343,8 +361,7 @@ impl<'a> Archive<'a> {
              APT::Keep-Downloaded-Packages \"true\";\n\
              Acquire::Languages \"none\";\n\
              Acquire::Retries \"3\";\n"
-        )
-    }
+    )
 }
 
 /// What Debian calls the architecture of the machine that the lab runs on.
@@ -459,11 +476,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::at(dir.path()).unwrap();
         let roots = cache.folder("roots/x").unwrap();
-        fs::write(cache.path("roots/x.stamp"), "trixie\na b\nc\n").unwrap();
+        fs::write(cache.path("roots/x.stamp"), "trixie\na b\nc\n\n").unwrap();
         let root = Root {
             name: "x",
             closure: &["a", "b"],
             alone: &["c"],
+            foreign: None,
         };
         assert_eq!(Archive::new(&cache).root(&root).unwrap(), roots);
     }

@@ -38,6 +38,7 @@ impl Emulator {
                 name: package,
                 closure: &[package],
                 alone: &[],
+                foreign: None,
             })?;
             return Ok(Self::Unpacked {
                 programs: Programs::new(root)?,

@@ -34,6 +34,7 @@ impl Kernel {
             name: &name,
             closure: &[],
             alone: &[&package],
+            foreign: None,
         })?;
         Self::within(&root)
     }
@@ -81,6 +82,7 @@ pub fn busybox(cache: &Cache, target: &Target) -> Result<PathBuf> {
         name: &format!("busybox-{}", target.debian),
         closure: &[],
         alone: &[&package],
+        foreign: None,
     })?;
     ["usr/bin/busybox", "bin/busybox"]
         .iter()

@@ -17,7 +17,7 @@ use crate::machines::{COMMON_MODULES, Machine};
 /// The guest modules that are put into a machine for crossvisor's built-in
 /// initramfs to choose from, dependencies aside; what a kernel has built in or
 /// lacks is left out.
-const GUEST_MODULES: [&str; 14] = [
+const GUEST_MODULES: [&str; 15] = [
     "virtio_pci",
     "virtio_mmio",
     "virtio_blk",
@@ -30,6 +30,7 @@ const GUEST_MODULES: [&str; 14] = [
     "9pnet_virtio",
     "9p",
     "virtiofs",
+    "crc32c_generic",
     "ext4",
     "overlay",
 ];
@@ -137,12 +138,18 @@ impl Initramfs {
         let modules = tree
             .resolve_available(&GUEST_MODULES)
             .map_err(Error::said_by)?;
+        let mut aliases = String::new();
         for module in modules {
+            for alias in aliases_in(&module.content) {
+                aliases.push_str(&format!("alias {alias} {}\n", module.name));
+            }
             self.add_bytes(
                 &format!("{folder}/kernel/{}", module.file_name),
                 module.content,
             )?;
         }
+        // As depmod writes it; ext4, for one, asks for its checksum by an alias.
+        self.add_bytes(&format!("{folder}/modules.alias"), aliases.into_bytes())?;
         for list in [
             "modules.builtin",
             "modules.builtin.modinfo",
@@ -176,6 +183,16 @@ impl Initramfs {
 const INPUT_PORT: &str = "org.crossvisor.input";
 /// The port that carries a command's standard error.
 const ERROR_PORT: &str = "org.crossvisor.error";
+
+/// The aliases that a module tells of itself: strings `alias=...`, each after
+/// and before a NUL (Linux `include/linux/moduleparam.h`, `__MODULE_INFO`).
+fn aliases_in(module: &[u8]) -> Vec<String> {
+    module
+        .split(|&byte| byte == 0)
+        .filter_map(|string| string.strip_prefix(b"alias="))
+        .filter_map(|alias| String::from_utf8(alias.to_vec()).ok())
+        .collect()
+}
 
 /// What is connected to the lab machine's standard streams, that is, to those
 /// of the process that [`Start::command`] starts.
@@ -444,6 +461,12 @@ mod tests {
             "{line}"
         );
         assert!(line.contains("name=org.crossvisor.status"), "{line}");
+    }
+
+    #[test]
+    fn aliases_are_read_from_a_module() {
+        let module = b"\x7fELF\0license=GPL\0alias=crypto-crc32c\0alias=crc32c\0x=alias=no\0";
+        assert_eq!(aliases_in(module), ["crypto-crc32c", "crc32c"]);
     }
 
     #[test]

@@ -6,8 +6,8 @@
 //!
 //! - [`archive`] gets packages from the Debian archive, [`unpacked`] runs
 //!   programs out of them.
-//! - [`toolchain`] builds for every target; [`kernels`] and [`images`] are what
-//!   guests run.
+//! - [`toolchain`] builds for every target; [`kernels`], [`images`] and [`rootfs`]
+//!   are what guests run.
 //! - [`machines`] is the table of machines, [`l1`] starts one.
 //! - [`run`] is `cargo lab run`; [`test`] is `cargo lab test`, with [`guest`],
 //!   [`assets`] and [`results`].
@@ -24,6 +24,7 @@ mod l1;
 mod machines;
 mod program;
 mod results;
+mod rootfs;
 mod run;
 mod sources;
 mod targets;

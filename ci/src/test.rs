@@ -12,6 +12,7 @@ use crate::guest::{self, Test};
 use crate::machines::Machine;
 use crate::program;
 use crate::results::{Counts, Outcome, Table, unit_tests};
+use crate::rootfs;
 use crate::targets::{TARGETS, Target};
 use crate::toolchain::{Toolchain, cargo, workspace};
 
@@ -227,7 +228,9 @@ fn run_machines(cache: &Cache, plans: VecDeque<Plan>) -> Vec<Ran> {
                     let Some((machine, built, tests)) = next else {
                         break;
                     };
-                    let report = guest::run(cache, machine, &built, None, &tests);
+                    let report = rootfs_for(cache, machine, &tests).and_then(|rootfs| {
+                        guest::run(cache, machine, &built, rootfs.as_deref(), &tests)
+                    });
                     if let Ok(mut done) = done.lock() {
                         done.push((machine, tests, report));
                     }
@@ -238,6 +241,15 @@ fn run_machines(cache: &Cache, plans: VecDeque<Plan>) -> Vec<Ran> {
     let mut done: Vec<Ran> = done.into_inner().unwrap_or_default();
     done.sort_by_key(|(machine, ..)| order.iter().position(|name| *name == machine.name));
     done
+}
+
+/// The Debian root file system for a machine's guests, if one of the tests is
+/// about it: by its name.
+fn rootfs_for(cache: &Cache, machine: &Machine, tests: &[Test]) -> Result<Option<PathBuf>> {
+    if !tests.iter().any(|test| test.name.contains("systemd")) {
+        return Ok(None);
+    }
+    rootfs::get(cache, machine.target()?).map(Some)
 }
 
 /// Prints the end of a failed test's log.

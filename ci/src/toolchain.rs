@@ -222,6 +222,7 @@ fn debian_rust(cache: &Cache, archive: &Archive, target: &Target) -> Result<(Pat
         name: "rust",
         closure: &["rust-web-clippy", "libstd-rust-web-dev"],
         alone: &["rustc-web"],
+        foreign: None,
     })?;
     let programs = Programs::new(rust.clone())?;
     if !target.is_native() {
@@ -230,6 +231,7 @@ fn debian_rust(cache: &Cache, archive: &Archive, target: &Target) -> Result<(Pat
             name: &format!("rust-std-{}", target.debian),
             closure: &[],
             alone: &[&package],
+            foreign: None,
         })?;
         let link = rust.join("usr/lib/rustlib").join(target.triple);
         let std = std.join("usr/lib/rustlib").join(target.triple);
@@ -270,6 +272,7 @@ fn linker(cache: &Cache, archive: &Archive, target: &Target) -> Result<PathBuf> 
         name: &format!("binutils-{}", target.debian),
         closure: &[target.binutils],
         alone: &[],
+        foreign: None,
     })?)?;
     let (libc, libgcc) = (
         format!("libc6-dev:{}", target.debian),
@@ -279,6 +282,7 @@ fn linker(cache: &Cache, archive: &Archive, target: &Target) -> Result<PathBuf> 
         name: &format!("libc-{}", target.debian),
         closure: &[],
         alone: &[&libc, &libgcc],
+        foreign: None,
     })?;
     let script = cache.folder("scripts")?.join(format!("ld-{}", target.arch));
     let sysroot_word = quote(&sysroot.display().to_string());
