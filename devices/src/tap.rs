@@ -381,8 +381,34 @@ fn check(result: libc::c_int) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// Sends `frame` out of the interface `name`.
+    pub(crate) fn inject(name: &str, frame: &[u8]) -> io::Result<()> {
+        use rustix::net::{AddressFamily, SocketType, socket};
+        let socket = socket(AddressFamily::PACKET, SocketType::RAW, None)?;
+        // SAFETY: `sockaddr_ll` is made of integers, for which zeroes are valid.
+        let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        address.sll_family = libc::AF_PACKET as libc::c_ushort;
+        address.sll_ifindex = rustix::net::netdevice::name_to_index(&socket, name)? as libc::c_int;
+        address.sll_halen = 6;
+        // SAFETY: the pointers lead to a frame and an address of these lengths.
+        let sent = unsafe {
+            libc::sendto(
+                socket.as_raw_fd(),
+                frame.as_ptr().cast(),
+                frame.len(),
+                0,
+                (&raw const address).cast(),
+                size_of_val(&address) as libc::socklen_t,
+            )
+        };
+        if sent < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    }
 
     #[test]
     fn names_that_no_interface_has() {

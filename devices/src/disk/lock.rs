@@ -52,6 +52,10 @@ pub(super) fn acquire(file: &File, read_only: bool) -> Result<(), LockError> {
                     log::warn!("disk: the file system has no locks; nothing keeps others out");
                     Ok(())
                 }
+                Some(libc::EAGAIN | libc::EACCES) => Err(LockError::Held {
+                    held: "it is locked as a whole",
+                    hint: "end the program that has locked it",
+                }),
                 _ => Err(LockError::Host(error)),
             };
         }

@@ -278,6 +278,16 @@ impl DriverQueue {
         self.read_u16(self.used() + 4 + 8 * u64::from(self.size))
     }
 
+    /// The available index.
+    pub(crate) fn available(&self) -> u16 {
+        self.available
+    }
+
+    /// The used index up to which elements have been taken.
+    pub(crate) fn seen(&self) -> u16 {
+        self.seen
+    }
+
     /// Takes the next used element, (head, length), if there is one.
     pub(crate) fn poll(&mut self) -> Option<(u16, u32)> {
         if self.used_index() == self.seen {

@@ -404,3 +404,192 @@ fn run(handler: &mut impl Handler, context: &mut Context) {
     }
     handler.stop(context);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::virtio::buffers::{BufferSet, ChainError, Storage};
+    use crate::virtio::testing::{BUFFERS, CountedInterrupt, Driver, DriverQueue, into, out};
+    use std::sync::atomic::AtomicBool;
+    use std::time::{Duration, Instant};
+    use vm_memory::GuestAddressSpace;
+
+    /// Uses each chain without a look at it.
+    struct Echo;
+
+    impl Handler for Echo {
+        fn start(&mut self, _: &mut Context) {}
+
+        fn queue(&mut self, context: &mut Context, position: usize) {
+            let mem = context.mem.memory();
+            let queue = &mut context.queues[position];
+            queue.serve(&mem, &*context.interrupt, |_, _| 7);
+        }
+
+        fn event(&mut self, _: &mut Context, _: u32) {}
+
+        fn stop(&mut self, _: &mut Context) {}
+    }
+
+    fn spawn(driver: &Driver) -> Worker<Echo> {
+        let activation = driver.activation(0);
+        let interrupt = activation.interrupt;
+        Worker::spawn("echo", activation.mem, interrupt, activation.queues, Echo).unwrap()
+    }
+
+    /// Waits for used buffers as a driver does: by interrupts alone.
+    fn sleep_until_used(queue: &mut DriverQueue, interrupt: &CountedInterrupt) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let seen = interrupt.queue_count(0);
+            queue.set_used_event(queue.seen());
+            fence(Ordering::SeqCst);
+            if queue.poll().is_some() {
+                return;
+            }
+            while interrupt.queue_count(0) == seen {
+                assert!(Instant::now() < deadline, "an interrupt was lost");
+                thread::yield_now();
+            }
+        }
+    }
+
+    #[test]
+    fn no_notification_and_no_interrupt_is_lost() {
+        let mut driver = Driver::new(&[8]);
+        driver.queues[0].use_event_idx();
+        let worker = spawn(&driver);
+        let queue = &mut driver.queues[0];
+        let mut kicks = 0;
+        let mut in_flight = 0;
+        for round in 0..20_000u32 {
+            queue.add(&[into(BUFFERS, 16)]);
+            in_flight += 1;
+            // As virtqueue_kick_prepare does: only when the device asked for it.
+            fence(Ordering::SeqCst);
+            let (event, new) = (queue.avail_event(), queue.available());
+            if new.wrapping_sub(event).wrapping_sub(1) < 1 {
+                queue.kick();
+                kicks += 1;
+            }
+            while in_flight > round % 8 {
+                sleep_until_used(queue, &driver.interrupt);
+                in_flight -= 1;
+            }
+        }
+        assert!(kicks > 0);
+        worker.stop().unwrap();
+    }
+
+    #[test]
+    fn a_driver_that_never_stops_does_not_keep_the_worker() {
+        let mut driver = Driver::new(&[8]);
+        let worker = spawn(&driver);
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let queue = &mut driver.queues[0];
+            let done = &done;
+            scope.spawn(move || {
+                // Always a full ring, never a notification but the first.
+                for head in 0..8 {
+                    queue.descriptor(head, out(BUFFERS, 1), 0);
+                    queue.publish(head);
+                }
+                queue.kick();
+                while !done.load(Ordering::Relaxed) {
+                    if let Some((head, _)) = queue.poll() {
+                        queue.publish(head);
+                    }
+                }
+            });
+            thread::sleep(Duration::from_millis(50));
+            let stopped = worker.stop();
+            done.store(true, Ordering::Relaxed);
+            assert_eq!(stopped.unwrap().1.len(), 1);
+        });
+        assert!(driver.queues[0].used_index() > 0);
+    }
+
+    #[test]
+    fn chains_completed_together_wrap_around_the_ring() {
+        let mut driver = Driver::new(&[4]);
+        let mem = driver.mem.memory();
+        let mut queue = WorkerQueue::new("test", driver.queues[0].active());
+        for round in 0..50u32 {
+            let heads: Vec<u16> = (0..3)
+                .map(|_| driver.queues[0].add(&[out(BUFFERS, 1)]))
+                .collect();
+            let mut used = Vec::new();
+            for head in &heads {
+                assert_eq!(queue.pop(&mem).unwrap().head_index(), *head);
+                used.push((*head, round));
+            }
+            assert!(queue.pop(&mem).is_none());
+            queue.complete_together(&mem, &used);
+            for head in heads {
+                assert_eq!(driver.queues[0].poll(), Some((head, round)));
+            }
+            assert_eq!(driver.queues[0].poll(), None);
+        }
+        queue.complete_together(&mem, &[]);
+        assert_eq!(driver.queues[0].poll(), None);
+    }
+
+    #[test]
+    fn what_is_put_back_comes_again() {
+        let mut driver = Driver::new(&[4]);
+        let mem = driver.mem.memory();
+        let mut queue = WorkerQueue::new("test", driver.queues[0].active());
+        let heads = [0, 1].map(|_| driver.queues[0].add(&[out(BUFFERS, 1)]));
+        for _ in 0..3 {
+            for head in heads {
+                assert_eq!(queue.pop(&mem).unwrap().head_index(), head);
+            }
+            queue.put_back(2);
+        }
+    }
+
+    #[test]
+    fn cursors_split_and_copy_at_any_place() {
+        let mut driver = Driver::new(&[16]);
+        let pattern: Vec<u8> = (0..60).collect();
+        let lens = [1u32, 7, 0, 20, 2, 30];
+        let mut bufs = Vec::new();
+        let mut at = 0;
+        for (i, len) in lens.into_iter().enumerate() {
+            let addr = BUFFERS + 0x1000 * i as u64;
+            driver.write(addr, &pattern[at..at + len as usize]);
+            bufs.push(out(addr, len));
+            at += len as usize;
+        }
+        bufs.push(into(BUFFERS + 0x8000, 10));
+        bufs.push(into(BUFFERS + 0x9000, 10));
+        driver.queues[0].add(&bufs);
+        let mem = driver.mem.memory();
+        let mut queue = WorkerQueue::new("test", driver.queues[0].active());
+        let mut storage = Storage::default();
+        let mut set = BufferSet::new(&mem, &mut storage);
+        let chain = set.add(queue.pop(&mem).unwrap()).unwrap();
+        let all = set.readable(chain.readable.clone());
+        assert_eq!(all.len(), 60);
+        for split in 0..=61 {
+            let (mut head, mut tail) = all.split_at(split);
+            let (mut first, mut second) = ([0; 100], [0; 100]);
+            let (a, b) = (head.read(&mut first), tail.read(&mut second));
+            assert_eq!((a, b), (split.min(60), 60 - split.min(60)));
+            assert_eq!([&first[..a], &second[..b]].concat(), pattern);
+            assert!(head.is_empty() && tail.is_empty());
+        }
+        let (mut front, mut back) = set.writable(chain.writable).split_at(13);
+        assert_eq!(back.write(b"backward"), 7);
+        assert_eq!(front.write(b"four"), 4);
+        assert_eq!(front.write(b"and more than fits"), 9);
+        let mut written = driver.read(BUFFERS + 0x8000, 10);
+        written.extend(driver.read(BUFFERS + 0x9000, 10));
+        assert_eq!(written, b"fourand more backwar");
+        assert!(set.readable(1000..2000).is_empty());
+
+        driver.queues[0].add(&[into(BUFFERS, 1), out(BUFFERS, 1)]);
+        assert_eq!(set.add(queue.pop(&mem).unwrap()), Err(ChainError::Order));
+    }
+}

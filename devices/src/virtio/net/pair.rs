@@ -210,39 +210,34 @@ impl PairHandler {
         }
     }
 
-    /// Takes chains until the largest packet fits, if there are so many, and
-    /// returns how much does.
+    /// Takes chains until the largest packet fits, if there are so many, or the
+    /// one chain that is for the next packet, and returns how much fits.
     fn take_chains(
         &mut self,
         mem: &GuestMemoryMmap,
         queue: &mut WorkerQueue,
         buffers: &mut BufferSet<'_>,
     ) -> usize {
-        if !self.mergeable {
-            if self.taken.is_empty() {
-                self.take_chain(mem, queue, buffers);
-            }
-            return self.taken.first().map_or(0, |chain| chain.len);
-        }
+        let enough = if self.mergeable { self.max_frame } else { 1 };
         let mut room: usize = self.taken.iter().map(|chain| chain.len).sum();
-        while room < self.max_frame && self.take_chain(mem, queue, buffers) {
-            room = self.taken.iter().map(|chain| chain.len).sum();
+        while room < enough
+            && let Some(len) = self.take_chain(mem, queue, buffers)
+        {
+            room += len;
         }
         room
     }
 
-    /// Takes one chain with room, and returns whether there was one.
+    /// Takes one chain with room, if there is one, and returns how much.
     fn take_chain(
         &mut self,
         mem: &GuestMemoryMmap,
         queue: &mut WorkerQueue,
         buffers: &mut BufferSet<'_>,
-    ) -> bool {
+    ) -> Option<usize> {
         // A driver that gives nothing but useless chains is left after a while.
         for _ in 0..queue.size() {
-            let Some(chain) = queue.pop(mem) else {
-                return false;
-            };
+            let chain = queue.pop(mem)?;
             let head = chain.head_index();
             match buffers.add(chain) {
                 Ok(chain) => {
@@ -253,7 +248,7 @@ impl PairHandler {
                             buffers: chain.writable,
                             len,
                         });
-                        return true;
+                        return Some(len);
                     }
                     buffers.remove_last(&chain);
                     queue.complain(&"a receive buffer without room or with data");
@@ -262,7 +257,7 @@ impl PairHandler {
             }
             queue.complete(mem, head, 0);
         }
-        false
+        None
     }
 
     /// The chains that the next packet goes to.

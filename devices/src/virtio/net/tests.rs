@@ -1,5 +1,6 @@
 use super::*;
 use crate::tap::TapError;
+use crate::tap::tests::inject;
 use crate::virtio::testing::{BUFFERS, Driver, END_OF_RAM, SEAM, into, out};
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -335,6 +336,22 @@ fn a_real_tap_with_several_queues() {
     } else {
         assert_eq!(count(), before + 1);
     }
+    // And what the host sends there arrives in the guest, on a pair in use.
+    let mut frame = vec![0xff; 6];
+    frame.extend(mac_for("test", 1));
+    frame.extend([0x88, 0xb6]);
+    frame.resize(64, 0x5a);
+    for i in 0..16 {
+        driver.queues[RX].add(&[into(BUFFERS + 0x1000 * i, 0x1000)]);
+    }
+    driver.queues[RX].kick();
+    inject(&name, &frame).unwrap();
+    // The host's own multicasts may come first.
+    let seen = (0..16).any(|i| {
+        let (_, len) = driver.queues[RX].wait();
+        driver.read(BUFFERS + 0x1000 * i, len as usize)[HEADER_LEN..] == frame
+    });
+    assert!(seen);
     let queues = net.deactivate();
     assert_eq!(queues.len(), 5);
     // A reset starts with one pair again.
