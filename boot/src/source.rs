@@ -76,8 +76,8 @@ pub enum CopyError {
 }
 
 impl Source {
-    /// Opens a file. Regular files and block devices stay open and are read as
-    /// needed; anything else (a pipe) is read to its end.
+    /// Opens a file. Regular files stay open and are read as needed; anything
+    /// else (a pipe) is read to its end.
     pub fn open(path: &Path) -> Result<Source, OpenError> {
         let mut file = File::open(path)?;
         let meta = file.metadata()?;

@@ -18,6 +18,9 @@ pub const STDERR_PORT: &str = "org.crossvisor.stderr";
 
 /// The usual name of the virtio-serial port that the exit status goes to, as a
 /// decimal number and a line feed.
+///
+/// The guest closes the port and powers off right after it has queued that
+/// line: a VMM must look at what is in its transmit queues before it ends.
 pub const STATUS_PORT: &str = "org.crossvisor.status";
 
 /// What `/init` does. Every field has a default: a shell on the console, and

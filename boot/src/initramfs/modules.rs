@@ -75,6 +75,20 @@ pub enum Error {
         /// What is wrong.
         why: compress::Error,
     },
+    /// The modules of another kernel.
+    #[error(
+        "{}: modules of Linux {release}, but the kernel is Linux {kernel}: it would load none \
+         of them",
+        dir.display()
+    )]
+    WrongRelease {
+        /// The modules folder.
+        dir: PathBuf,
+        /// Its release.
+        release: String,
+        /// The kernel's release.
+        kernel: String,
+    },
     /// A file that is no kernel module.
     #[error("{}: not a kernel module", path.display())]
     NotAModule {
@@ -157,6 +171,19 @@ impl ModuleTree {
     /// The kernel's release: the folder's name.
     pub fn release(&self) -> &str {
         &self.release
+    }
+
+    /// Checks that these are the modules of the kernel with release `kernel`,
+    /// as [`KernelImage::release`](crate::KernelImage::release) tells it.
+    pub fn require_release(&self, kernel: &str) -> Result<(), Error> {
+        if self.release == kernel {
+            return Ok(());
+        }
+        Err(Error::WrongRelease {
+            dir: self.dir.clone(),
+            release: self.release.clone(),
+            kernel: kernel.to_owned(),
+        })
     }
 
     /// Whether there is a file for the module.

@@ -162,6 +162,12 @@ fn without_depmod_the_modules_are_asked() {
             "virtio-rng.ko"
         ]
     );
+    tree.require_release("6.1.0-test").unwrap();
+    let error = tree.require_release("6.1.0").unwrap_err().to_string();
+    assert!(
+        error.contains("of Linux 6.1.0-test, but the kernel is Linux 6.1.0:"),
+        "{error}"
+    );
     assert!(tree.contains("virtio-rng") && tree.is_builtin("crc-t10"));
     assert!(!tree.is_builtin("virtio_net"));
 }

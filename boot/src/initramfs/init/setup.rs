@@ -76,6 +76,12 @@ pub(super) fn late(config: &InitConfig) {
             say(format_args!("loaded {module}"));
         }
     }
+    // The console's driver may have been among the modules.
+    if !config.modules.is_empty()
+        && let Err(e) = console_stdio()
+    {
+        say(format_args!("/dev/console: {e}"));
+    }
     if let Err(e) = sys::loopback_up() {
         say(format_args!("loopback interface: {e}"));
     }
