@@ -60,7 +60,7 @@ pub struct Net {
 
 /// The tap, and which of its queues are in use.
 struct Backend {
-    tap: Tap,
+    tap: Arc<Tap>,
     gates: Vec<Gate>,
 }
 
@@ -91,7 +91,7 @@ impl Net {
     ///
     /// # Errors
     /// An event could not be made.
-    pub fn new(name: &str, tap: Tap, options: NetOptions) -> std::io::Result<Self> {
+    pub fn new(name: &str, tap: Arc<Tap>, options: NetOptions) -> std::io::Result<Self> {
         let pairs = tap.queues();
         let mut features = 1 << VIRTIO_NET_F_MAC
             | 1 << VIRTIO_NET_F_STATUS

@@ -30,7 +30,7 @@ impl Pair {
             changed: EventFd::new(EFD_NONBLOCK).unwrap(),
         };
         let backend = Arc::new(Backend {
-            tap,
+            tap: Arc::new(tap),
             gates: vec![gate],
         });
         let driver = Driver::new(&[16, 16]);
@@ -290,7 +290,7 @@ fn a_real_tap_with_several_queues() {
     let Some(tap) = tap(&name, 2) else { return };
     assert_eq!((tap.queues(), tap.mtu()), (2, 1500));
 
-    let mut net = Net::new("net0", tap, options()).unwrap();
+    let mut net = Net::new("net0", Arc::new(tap), options()).unwrap();
     assert_eq!(net.queue_sizes(), [16, 16, 16, 16, 64]);
     let mut config = [0xff; 14];
     net.read_config(0, &mut config);
@@ -370,7 +370,7 @@ fn a_real_tap_with_one_queue_needs_no_control_queue() {
         "{busy}"
     );
 
-    let mut net = Net::new("net0", tap, options()).unwrap();
+    let mut net = Net::new("net0", Arc::new(tap), options()).unwrap();
     assert_eq!(net.queue_sizes(), [16, 16]);
     assert!(!has(net.features(), VIRTIO_NET_F_CTRL_VQ));
     let driver = Driver::new(&[16, 16]);
