@@ -110,6 +110,8 @@ pub enum End {
     /// The guest is beyond help: a triple fault, an exit that KVM or the VMM
     /// cannot handle. The text says which.
     Crash(String),
-    /// The user ended it.
+    /// The user ended it from the terminal.
     Quit,
+    /// A signal ended it, and the guest did not power off.
+    Killed,
 }

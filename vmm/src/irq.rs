@@ -207,3 +207,99 @@ impl Drop for Vectors {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::double::ScriptedVm;
+    use crate::testing::PlainMachine;
+
+    fn message(data: u32) -> MsiMessage {
+        MsiMessage {
+            address: 0xfee0_0000,
+            data,
+            device_id: 8,
+        }
+    }
+
+    fn route(data: u32) -> Route {
+        Route::Msi {
+            address: 0xfee0_0000,
+            data,
+            device_id: Some(8),
+        }
+    }
+
+    fn routes() -> (ScriptedVm, Arc<Routes>) {
+        let vm = ScriptedVm::default();
+        let machine = Arc::new(PlainMachine::new(1));
+        let routes = Routes::new(Arc::new(vm.clone()), machine);
+        (vm, routes)
+    }
+
+    #[test]
+    fn a_vector_has_a_route_and_an_irqfd_while_it_is_bound() {
+        let (vm, routes) = routes();
+        let first = routes.vectors(2).unwrap();
+        let second = routes.vectors(1).unwrap();
+        assert_eq!((first.count(), second.count()), (2, 1));
+        assert!(vm.record().irqfds.is_empty());
+
+        first.route(1, Some(message(7))).unwrap();
+        second.route(0, Some(message(9))).unwrap();
+        assert_eq!(vm.record().irqfds, [17, 18]);
+        let wires = [0, 1].map(|gsi| (gsi, Route::Irqchip { chip: 0, pin: gsi }));
+        assert_eq!(vm.record().routes[..2], wires);
+        assert_eq!(vm.record().routes[2..], [(17, route(7)), (18, route(9))]);
+
+        first.route(1, None).unwrap();
+        assert_eq!(vm.record().irqfds, [18]);
+        assert_eq!(vm.record().routes[2..], [(18, route(9))]);
+        drop(second);
+        assert!(vm.record().irqfds.is_empty());
+        assert_eq!(vm.record().routes, wires);
+    }
+
+    #[test]
+    fn a_message_that_leads_nowhere_is_not_bound() {
+        let (vm, routes) = routes();
+        let vectors = routes.vectors(1).unwrap();
+        let nowhere = MsiMessage {
+            address: 0,
+            ..message(1)
+        };
+        vectors.route(0, Some(nowhere)).unwrap();
+        assert!(vm.record().irqfds.is_empty());
+        vectors.raise(0).unwrap();
+    }
+
+    #[test]
+    fn there_is_no_vector_beyond_the_last() {
+        let (_, routes) = routes();
+        let vectors = routes.vectors(1).unwrap();
+        assert!(vectors.route(1, Some(message(1))).is_err());
+        assert!(vectors.raise(1).is_err());
+    }
+
+    #[test]
+    fn a_level_line_follows_the_device() {
+        let vm = ScriptedVm::default();
+        let line = LevelLine::new(Arc::new(vm.clone()), 5);
+        line.set(true).unwrap();
+        line.set(false).unwrap();
+        assert_eq!(vm.record().lines, [(5, true), (5, false)]);
+    }
+
+    #[test]
+    fn an_edge_line_counts_rising_edges_only() {
+        let vm = ScriptedVm::default();
+        let line = EdgeLine::new(Arc::new(vm.clone()), 4).unwrap();
+        assert_eq!(vm.record().irqfds, [4]);
+        line.set(true).unwrap();
+        line.set(false).unwrap();
+        line.set(true).unwrap();
+        assert_eq!(line.event.read().unwrap(), 2);
+        drop(line);
+        assert!(vm.record().irqfds.is_empty());
+    }
+}

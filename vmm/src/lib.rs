@@ -9,13 +9,22 @@
 pub mod arch;
 pub mod bus;
 pub mod config;
+pub mod double;
 pub mod error;
 pub mod exit;
 pub mod hv;
 pub mod irq;
 pub mod kvm;
+pub mod memory;
 pub mod plan;
 pub mod power;
+pub mod resources;
+pub mod selftest;
+pub mod terminal;
+#[cfg(test)]
+mod testing;
+pub mod vcpu;
+pub mod vm;
 pub mod wiring;
 
 pub use error::{Error, Result};

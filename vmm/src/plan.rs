@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use crossvisor_devices::pci::intx_gsi_index;
 use serde::Serialize;
 
 use crate::config::{Console, Transport, VmConfig};
@@ -142,6 +143,19 @@ pub struct Pci {
     pub intx: [u32; 4],
     /// Whether devices get MSI-X.
     pub msi: bool,
+}
+
+impl Pci {
+    /// The GSI of interrupt pin `pin` (1 is INTA#) of the device in `slot`.
+    pub fn intx_gsi(&self, slot: u8, pin: u8) -> u32 {
+        let [a, b, c, d] = self.intx;
+        match intx_gsi_index(slot, pin) {
+            0 => a,
+            1 => b,
+            2 => c,
+            _ => d,
+        }
+    }
 }
 
 /// The machine that would be built.

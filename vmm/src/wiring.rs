@@ -1,13 +1,16 @@
 //! Where a machine's own devices are put into the VM that is being built.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::sync::Arc;
 
 use crossvisor_devices::GuestMem;
 use crossvisor_devices::bus::BusDevice;
 use crossvisor_devices::chardev::ConsoleInput;
-use crossvisor_devices::irq::IrqLine;
+use crossvisor_devices::irq::{IrqLine, SharedLine};
+use crossvisor_devices::notify::{Doorbell, Doorbells};
 use crossvisor_devices::pci::root::PciRoot;
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::Machine;
 use crate::bus::Bus;
@@ -23,6 +26,19 @@ pub trait LineSource: Send + Sync {
     fn line(&self, gsi: u32) -> Arc<dyn IrqLine>;
 }
 
+/// Doorbells of a VM.
+struct VmDoorbells(Arc<dyn hv::Vm>);
+
+impl Doorbells for VmDoorbells {
+    fn attach(&self, bell: Doorbell, datamatch: Option<u32>, event: &EventFd) -> io::Result<()> {
+        self.0.attach_doorbell(bell, datamatch, event)
+    }
+
+    fn detach(&self, bell: Doorbell, datamatch: Option<u32>, event: &EventFd) -> io::Result<()> {
+        self.0.detach_doorbell(bell, datamatch, event)
+    }
+}
+
 /// The VM under construction, as its machine and its devices see it.
 pub struct Wiring {
     pub(crate) memory_bus: Bus,
@@ -33,6 +49,7 @@ pub struct Wiring {
     pub(crate) power: Power,
     pub(crate) pci: Option<Arc<PciRoot>>,
     pub(crate) lines: Option<Arc<dyn LineSource>>,
+    pub(crate) shared: BTreeMap<u32, Arc<SharedLine>>,
     pub(crate) console_output: Option<Box<dyn Write + Send>>,
     pub(crate) console_input: Option<Arc<dyn ConsoleInput>>,
     pub(crate) power_button: Option<Box<dyn Fn() + Send + Sync>>,
@@ -89,12 +106,21 @@ impl Wiring {
         self.memory_bus.insert(range, device)
     }
 
-    /// The level-triggered wire `gsi`.
-    pub fn level_line(&self, gsi: u32) -> Arc<dyn IrqLine> {
-        match &self.lines {
-            Some(lines) => lines.line(gsi),
-            None => Arc::new(LevelLine::new(self.vm.clone(), self.machine.irq_line(gsi))),
-        }
+    /// Event file descriptors on the guest's doorbells.
+    pub fn doorbells(&self) -> Arc<dyn Doorbells> {
+        Arc::new(VmDoorbells(self.vm.clone()))
+    }
+
+    /// The level-triggered wire `gsi`. Devices that ask for the same one share
+    /// it: it is asserted while any of them asserts it.
+    pub fn level_line(&mut self, gsi: u32) -> Arc<dyn IrqLine> {
+        let shared = self.shared.entry(gsi).or_insert_with(|| {
+            SharedLine::new(match &self.lines {
+                Some(lines) => lines.line(gsi),
+                None => Arc::new(LevelLine::new(self.vm.clone(), self.machine.irq_line(gsi))),
+            })
+        });
+        shared.input()
     }
 
     /// The edge-triggered wire `gsi`: an irqfd, so that any thread raises it by
