@@ -1,0 +1,105 @@
+//! `crossvisor doctor`.
+
+use std::process::ExitCode;
+
+use crossvisor_arch as arch;
+use crossvisor_vmm::arch::{Architecture, Host};
+use crossvisor_vmm::kvm::{self, Kvm};
+use crossvisor_vmm::selftest::{self, Verdict};
+use serde_json::json;
+
+use crate::args::DoctorArgs;
+
+/// Says what this host's KVM can do. Succeeds when it runs stock kernels.
+pub fn doctor(args: &DoctorArgs) -> Result<ExitCode, String> {
+    let arch = backend()?;
+    let side = arch.kvm().ok_or("internal error: no KVM side")?;
+    let kvm = match kvm::open() {
+        Ok(kvm) => kvm,
+        Err(error) if args.json => {
+            let report = json!({
+                "arch": arch.name(),
+                "runs_stock_kernels": false,
+                "reason": error.to_string(),
+            });
+            println!("{report:#}");
+            return Ok(ExitCode::FAILURE);
+        }
+        Err(error) => return Err(error.to_string()),
+    };
+    let host = side.probe(&kvm).map_err(|error| error.to_string())?;
+    let problem = stock_kernel_problem(arch, &kvm, &host);
+    if args.json {
+        let report = json!({
+            "arch": arch.name(),
+            "host": host,
+            "runs_stock_kernels": problem.is_none(),
+            "reason": problem,
+        });
+        println!("{report:#}");
+    } else {
+        print!("{}", text(arch, &host, problem.as_deref()));
+    }
+    Ok(match problem {
+        None => ExitCode::SUCCESS,
+        Some(_) => ExitCode::FAILURE,
+    })
+}
+
+/// The architecture of this host.
+pub fn backend() -> Result<&'static dyn Architecture, String> {
+    arch::host().ok_or_else(|| {
+        format!(
+            "crossvisor has no KVM backend for this host's architecture ({}) yet; `crossvisor \
+             plan --arch NAME` works here",
+            std::env::consts::ARCH
+        )
+    })
+}
+
+/// Why this KVM runs no unmodified kernels, if so.
+pub fn stock_kernel_problem(arch: &dyn Architecture, kvm: &Kvm, host: &Host) -> Option<String> {
+    match selftest::run(arch, kvm, host) {
+        Ok(Verdict::Passed) => None,
+        Ok(Verdict::Failed { step, reason }) => Some(format!(
+            "this /dev/kvm cannot run unmodified kernels: a test payload did not get through \
+             `{step}` ({reason})"
+        )),
+        Err(error) => Some(error.to_string()),
+    }
+}
+
+fn text(arch: &dyn Architecture, host: &Host, problem: Option<&str>) -> String {
+    let mut text = format!(
+        "{} host, {}-byte pages, up to {} vCPUs, {}-bit guest-physical addresses\n\n",
+        arch.name(),
+        host.page_size,
+        host.max_vcpus,
+        host.physical_bits
+    );
+    let width = host
+        .capabilities
+        .iter()
+        .map(|capability| capability.name.len())
+        .max()
+        .unwrap_or_default();
+    for capability in &host.capabilities {
+        let value = match capability.value {
+            0 => "no".to_string(),
+            1 => "yes".to_string(),
+            value => value.to_string(),
+        };
+        text += &format!(
+            "  {:<width$}  {value:>6}  {}\n",
+            capability.name, capability.effect
+        );
+    }
+    text += "\n";
+    text += &match problem {
+        None => "a test payload ran through: this /dev/kvm runs unmodified kernels\n".to_string(),
+        Some(problem) => {
+            format!("{problem}\nwhat works instead: `cargo lab run`, in an emulated machine\n")
+        }
+    };
+    text
+}

@@ -1,0 +1,161 @@
+//! `crossvisor run`.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread;
+
+use crossvisor_boot::host;
+use crossvisor_vmm::arch::Machine;
+use crossvisor_vmm::config::{BootImages, Console, Initrd, VmConfig};
+use crossvisor_vmm::exit::End;
+use crossvisor_vmm::kvm;
+use crossvisor_vmm::power::{Event, Power, Requests};
+use crossvisor_vmm::resources::{ConsoleOutput, Port, Resources};
+use crossvisor_vmm::terminal::{self, InputSlot, RawMode};
+use crossvisor_vmm::vm::Vm;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::args::RunArgs;
+use crate::doctor;
+use crate::exec::{self, Status};
+use crate::guest;
+
+/// Runs a VM to its end and returns what the process exits with.
+pub fn run(args: &RunArgs) -> Result<ExitCode, String> {
+    let status = Status::default();
+    let result = run_to_end(args, &status);
+    if args.exec.is_none() {
+        return result.map(|()| ExitCode::SUCCESS);
+    }
+    // The command's own status comes first: what follows it (a kernel that
+    // cannot power off) does not change what it was.
+    match (status.get(), result) {
+        (Some(code), _) => Ok(ExitCode::from(code)),
+        (None, result) => {
+            let why = result.err();
+            let why =
+                why.unwrap_or_else(|| "the guest powered off before its command ended".into());
+            eprintln!("crossvisor: {why}");
+            Ok(ExitCode::from(exec::NO_STATUS))
+        }
+    }
+}
+
+/// Runs the VM, again after each reset. An end other than power-off, or the
+/// user's own wish at the terminal, is an error.
+fn run_to_end(args: &RunArgs, status: &Status) -> Result<(), String> {
+    let text = |error: crossvisor_vmm::Error| error.to_string();
+    let arch = doctor::backend()?;
+    let side = arch.kvm().ok_or("internal error: no KVM side")?;
+    let kernel = match &args.kernel {
+        Some(kernel) => kernel.clone(),
+        None => host::kernel().map_err(|error| error.to_string())?,
+    };
+    let kvm = kvm::open().map_err(text)?;
+    let host = side.probe(&kvm).map_err(text)?;
+    let config = config(args);
+    let machine: Arc<dyn Machine> = Arc::from(arch.machine(&config, &host).map_err(text)?);
+    let images = images(args, &kernel, machine.as_ref())?;
+    let resources = resources(args, &config, status).map_err(text)?;
+
+    let (requests, events) = Requests::new();
+    forward_signals(&requests)?;
+    let input = InputSlot::default();
+    let mut raw = None;
+    if args.exec.is_none() && config.console != Console::None {
+        raw = RawMode::enter().map_err(text)?;
+        terminal::spawn_input(input.clone(), requests.clone(), raw.is_some()).map_err(text)?;
+    }
+    loop {
+        let power = Power::new(&requests);
+        let vm = Vm::new(&kvm, machine.clone(), &images, &resources, &power).map_err(text)?;
+        input.set(vm.console_input());
+        let end = vm.run(&events).map_err(text)?;
+        input.set(None);
+        if end != End::Reset {
+            drop(raw);
+            return match end {
+                End::PowerOff | End::Quit | End::Reset => Ok(()),
+                End::Killed => Err("ended by a signal; the guest had not powered off".into()),
+                End::Panic => Err("the guest's kernel panicked".into()),
+                End::Crash(reason) => Err(match doctor::stock_kernel_problem(arch, &kvm, &host) {
+                    Some(problem) => problem,
+                    None => format!("the guest crashed: {reason}"),
+                }),
+            };
+        }
+    }
+}
+
+/// The configuration, with what `--exec` needs.
+fn config(args: &RunArgs) -> VmConfig {
+    let mut config = args.machine.config();
+    if args.exec.is_some() {
+        config.ports = [exec::STDIN, exec::STDOUT, exec::STDERR, exec::STATUS]
+            .map(String::from)
+            .to_vec();
+        if config.default_cmdline {
+            config.cmdline = format!("quiet {}", config.cmdline).trim().into();
+        }
+    }
+    config
+}
+
+fn images(args: &RunArgs, kernel: &Path, machine: &dyn Machine) -> Result<BootImages, String> {
+    let initrd = match &args.initrd {
+        Some(path) => Some(Initrd::File(path.clone())),
+        None => Some(guest::initramfs(args, kernel, machine.plan())?),
+    };
+    Ok(BootImages {
+        kernel: kernel.to_path_buf(),
+        initrd,
+    })
+}
+
+fn resources(
+    args: &RunArgs,
+    config: &VmConfig,
+    status: &Status,
+) -> crossvisor_vmm::Result<Resources> {
+    if args.exec.is_none() {
+        return Resources::open(config, ConsoleOutput::Stdout, Vec::new());
+    }
+    let ports = vec![
+        Port::stdin(exec::STDIN),
+        Port::stdout(exec::STDOUT),
+        Port::stderr(exec::STDERR),
+        Port::writer(exec::STATUS, {
+            let status = status.clone();
+            move || Ok(Box::new(status.clone()))
+        }),
+    ];
+    Resources::open(config, ConsoleOutput::Stderr, ports)
+}
+
+/// SIGTERM and SIGHUP ask the guest to power off, and end it when they come
+/// again; SIGINT ends it when it comes twice.
+fn forward_signals(requests: &Requests) -> Result<(), String> {
+    let mut signals =
+        Signals::new([SIGTERM, SIGHUP, SIGINT]).map_err(|error| format!("signals: {error}"))?;
+    let requests = requests.clone();
+    let body = move || {
+        let mut interrupted = false;
+        for signal in signals.forever() {
+            match signal {
+                SIGINT if !interrupted => {
+                    interrupted = true;
+                    eprint!("crossvisor: interrupt once more to end the VM\r\n");
+                }
+                SIGINT => requests.end(End::Killed),
+                _ => requests.send(Event::AskPowerOff),
+            }
+        }
+    };
+    thread::Builder::new()
+        .name("signals".into())
+        .spawn(body)
+        .map_err(|error| format!("thread for signals: {error}"))?;
+    Ok(())
+}
