@@ -11,13 +11,14 @@ mod run;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
+use crossvisor_boot::initramfs::init;
 
 use crate::args::{Cli, Command};
 
 fn main() -> ExitCode {
     // The same binary is the first process of the built-in initramfs.
-    if std::process::id() == 1 {
-        crossvisor_boot::initramfs::init::main();
+    if init::is_init() {
+        init::main();
     }
     let cli = Cli::parse();
     log_to_stderr(cli.verbose);
