@@ -322,6 +322,11 @@ mod tests {
     use std::io::{Read, Write};
     use std::os::unix::fs::{FileExt, MetadataExt};
     use std::process::{Command, Stdio};
+    use std::sync::Mutex;
+
+    /// A process that is being started holds copies of all open files for a
+    /// moment, and their locks; tests that release locks keep out of its way.
+    static STARTS_A_PROCESS: Mutex<()> = Mutex::new(());
 
     fn image(content: &[u8]) -> tempfile::NamedTempFile {
         let mut file = tempfile::NamedTempFile::new().unwrap();
@@ -335,6 +340,7 @@ mod tests {
 
     #[test]
     fn one_writer_or_many_readers() {
+        let _alone = STARTS_A_PROCESS.lock();
         let file = image(&[0; 4096]);
         let writer = open(file.path(), false).unwrap();
         let second = open(file.path(), false).unwrap_err().to_string();
@@ -360,6 +366,7 @@ mod tests {
 
     #[test]
     fn qemu_respects_our_lock_and_we_respect_its() {
+        let _alone = STARTS_A_PROCESS.lock();
         let file = image(&[0; 1 << 20]);
         let writer = open(file.path(), false).unwrap();
         let qemu = || {

@@ -410,7 +410,7 @@ mod tests {
     use super::*;
     use crate::virtio::buffers::{BufferSet, ChainError, Storage};
     use crate::virtio::testing::{BUFFERS, CountedInterrupt, Driver, DriverQueue, into, out};
-    use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::{AtomicBool, AtomicU32};
     use std::time::{Duration, Instant};
     use vm_memory::GuestAddressSpace;
 
@@ -485,12 +485,12 @@ mod tests {
     fn a_driver_that_never_stops_does_not_keep_the_worker() {
         let mut driver = Driver::new(&[8]);
         let worker = spawn(&driver);
-        let done = AtomicBool::new(false);
+        let (done, rounds) = (AtomicBool::new(false), AtomicU32::new(0));
         thread::scope(|scope| {
             let queue = &mut driver.queues[0];
-            let done = &done;
+            let (done, rounds) = (&done, &rounds);
             scope.spawn(move || {
-                // Always a full ring, never a notification but the first.
+                // The ring is as full as it can be.
                 for head in 0..8 {
                     queue.descriptor(head, out(BUFFERS, 1), 0);
                     queue.publish(head);
@@ -499,15 +499,20 @@ mod tests {
                 while !done.load(Ordering::Relaxed) {
                     if let Some((head, _)) = queue.poll() {
                         queue.publish(head);
+                        queue.kick();
+                        rounds.fetch_add(1, Ordering::Relaxed);
                     }
                 }
             });
-            thread::sleep(Duration::from_millis(50));
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while rounds.load(Ordering::Relaxed) < 1000 && Instant::now() < deadline {
+                thread::sleep(Duration::from_millis(1));
+            }
             let stopped = worker.stop();
             done.store(true, Ordering::Relaxed);
             assert_eq!(stopped.unwrap().1.len(), 1);
         });
-        assert!(driver.queues[0].used_index() > 0);
+        assert!(rounds.into_inner() >= 1000);
     }
 
     #[test]
