@@ -16,8 +16,17 @@ use crate::exec;
 /// kernel has them.
 const FILE_SYSTEMS: &[&str] = &["ext4", "vfat", "squashfs", "iso9660"];
 
+/// The built-in initramfs, and what the user should know about it once the
+/// rest is in order.
+pub struct Built {
+    /// The archive.
+    pub initrd: Initrd,
+    /// What it lacks.
+    pub warning: Option<String>,
+}
+
 /// Makes the built-in initramfs for `plan`.
-pub fn initramfs(args: &RunArgs, kernel: &Path, plan: &Plan) -> Result<Initrd, String> {
+pub fn initramfs(args: &RunArgs, kernel: &Path, plan: &Plan) -> Result<Built, String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let mut builder = Builder::new();
     builder
@@ -27,7 +36,14 @@ pub fn initramfs(args: &RunArgs, kernel: &Path, plan: &Plan) -> Result<Initrd, S
         Ok(busybox) => builder.busybox(busybox).map_err(|error| text(&error))?,
         Err(missing) => log::info!("no shell in the guest: {missing}"),
     }
-    if let Some(modules) = modules(args, kernel)? {
+    let modules = modules(args, kernel)?;
+    let warning = modules.is_none().then(|| {
+        format!(
+            "no modules for {}: drivers must be built into it, or give --modules DIR",
+            kernel.display()
+        )
+    });
+    if let Some(modules) = modules {
         builder
             .modules(&modules, &drivers(plan))
             .map_err(|error| text(&error))?;
@@ -70,7 +86,10 @@ pub fn initramfs(args: &RunArgs, kernel: &Path, plan: &Plan) -> Result<Initrd, S
     builder.init_config(&config);
     let initrd = builder.build().map_err(|error| text(&error))?;
     let bytes = initrd.to_vec().map_err(|error| text(&error))?;
-    Ok(Initrd::Built(Arc::new(bytes)))
+    Ok(Built {
+        initrd: Initrd::Built(Arc::new(bytes)),
+        warning,
+    })
 }
 
 /// Where a path of the host's goes in the guest unless the user says: a
@@ -96,16 +115,9 @@ fn modules(args: &RunArgs, kernel: &Path) -> Result<Option<ModuleTree>, String> 
         return host::modules().map(Some).map_err(|error| error.to_string());
     }
     let image = KernelImage::open(kernel).map_err(|error| error.to_string())?;
-    let tree = image
+    Ok(image
         .release()
-        .and_then(|release| ModuleTree::open(format!("/lib/modules/{release}"), None).ok());
-    if tree.is_none() {
-        log::warn!(
-            "no modules for {}: drivers must be built into it, or give --modules DIR",
-            kernel.display()
-        );
-    }
-    Ok(tree)
+        .and_then(|release| ModuleTree::open(format!("/lib/modules/{release}"), None).ok()))
 }
 
 /// The drivers of the plan's virtio devices.

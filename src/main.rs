@@ -20,7 +20,10 @@ fn main() -> ExitCode {
     if init::is_init() {
         init::main();
     }
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage_error(&error),
+    };
     log_to_stderr(cli.verbose);
     let result = match cli.command {
         Command::Run(args) => run::run(&args),
@@ -51,6 +54,25 @@ fn main() -> ExitCode {
     })
 }
 
+/// Prints help where it was asked for, and otherwise what is wrong, in one line.
+fn usage_error(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        error.exit();
+    }
+    eprintln!("crossvisor: {}", one_line(&error.render().to_string()));
+    ExitCode::from(2)
+}
+
+/// The problem and the values that would work, out of clap's several lines.
+fn one_line(text: &str) -> String {
+    let text = text.strip_prefix("error: ").unwrap_or(text);
+    let lines = text.lines().map(str::trim).take_while(|line| {
+        !line.starts_with("Usage:") && !line.starts_with("For more information")
+    });
+    let words: Vec<_> = lines.filter(|line| !line.is_empty()).collect();
+    words.join(" ")
+}
+
 /// Warnings always, more with each `-v`.
 fn log_to_stderr(verbose: u8) {
     struct Stderr;
@@ -77,4 +99,40 @@ fn log_to_stderr(verbose: u8) {
     });
     // Fails only when a logger is set already, which nothing else does.
     let _ = log::set_logger(&Stderr);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(arguments: &[&str]) -> String {
+        let arguments = ["crossvisor"].iter().chain(arguments);
+        match Cli::try_parse_from(arguments) {
+            Ok(_) => String::new(),
+            Err(error) => one_line(&error.render().to_string()),
+        }
+    }
+
+    #[test]
+    fn a_wrong_option_is_said_in_one_line() {
+        assert_eq!(
+            problem(&["run", "--transport", "isa"]),
+            "invalid value 'isa' for '--transport <TRANSPORT>' [possible values: pci, mmio, ccw]"
+        );
+        for (arguments, parts) in [
+            (["run", "--cpus", "many"], ["--cpus", "many"]),
+            (["run", "--memory", "12Q"], ["--memory", "512M or 2G"]),
+            (["run", "--disk", "x,format=qcow2"], ["--disk", "format"]),
+            (["run", "--nonsense", "x"], ["--nonsense", "unexpected"]),
+        ] {
+            let text = problem(&arguments);
+            assert!(!text.contains('\n'), "{text}");
+            assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+        }
+        let text = problem(&["run", "--initrd", "x", "--exec", "true"]);
+        assert!(
+            text.contains("--initrd") && text.contains("--exec"),
+            "{text}"
+        );
+    }
 }

@@ -57,7 +57,7 @@ fn run_to_end(args: &RunArgs, status: &Status) -> Result<(), String> {
     let host = side.probe(&kvm).map_err(text)?;
     let config = config(args);
     let machine: Arc<dyn Machine> = Arc::from(arch.machine(&config, &host).map_err(text)?);
-    let images = images(args, &kernel, machine.as_ref())?;
+    let (images, mut warning) = images(args, &kernel, machine.as_ref())?;
     let resources = resources(args, &config, status).map_err(text)?;
 
     let (requests, events) = Requests::new();
@@ -71,6 +71,9 @@ fn run_to_end(args: &RunArgs, status: &Status) -> Result<(), String> {
     loop {
         let power = Power::new(&requests);
         let vm = Vm::new(&kvm, machine.clone(), &images, &resources, &power).map_err(text)?;
+        if let Some(warning) = warning.take() {
+            log::warn!("{warning}");
+        }
         input.set(vm.console_input());
         let end = vm.run(&events).map_err(text)?;
         input.set(None);
@@ -103,15 +106,24 @@ fn config(args: &RunArgs) -> VmConfig {
     config
 }
 
-fn images(args: &RunArgs, kernel: &Path, machine: &dyn Machine) -> Result<BootImages, String> {
-    let initrd = match &args.initrd {
-        Some(path) => Some(Initrd::File(path.clone())),
-        None => Some(guest::initramfs(args, kernel, machine.plan())?),
+/// What the guest is started from, and what the user should know about it.
+fn images(
+    args: &RunArgs,
+    kernel: &Path,
+    machine: &dyn Machine,
+) -> Result<(BootImages, Option<String>), String> {
+    let (initrd, warning) = match &args.initrd {
+        Some(path) => (Initrd::File(path.clone()), None),
+        None => {
+            let built = guest::initramfs(args, kernel, machine.plan())?;
+            (built.initrd, built.warning)
+        }
     };
-    Ok(BootImages {
+    let images = BootImages {
         kernel: kernel.to_path_buf(),
-        initrd,
-    })
+        initrd: Some(initrd),
+    };
+    Ok((images, warning))
 }
 
 fn resources(
