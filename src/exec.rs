@@ -3,14 +3,10 @@
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Names of the console ports that carry a command's streams and its status.
-pub const STDIN: &str = "org.crossvisor.stdin";
-/// See [`STDIN`].
-pub const STDOUT: &str = "org.crossvisor.stdout";
-/// See [`STDIN`].
-pub const STDERR: &str = "org.crossvisor.stderr";
-/// See [`STDIN`].
-pub const STATUS: &str = crossvisor_boot::initramfs::STATUS_PORT;
+// The console ports that carry a command's streams and its status.
+pub use crossvisor_boot::initramfs::{
+    IO_PORT as STDOUT, STATUS_PORT as STATUS, STDERR_PORT as STDERR, STDIN_PORT as STDIN,
+};
 
 /// Exit status when the guest ended without a status of its command.
 pub const NO_STATUS: u8 = 125;
