@@ -34,6 +34,8 @@ cfg_if::cfg_if! {
 }
 
 #[cfg(test)]
+mod machine_tests;
+#[cfg(test)]
 mod tests;
 
 use std::sync::Arc;

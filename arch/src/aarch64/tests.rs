@@ -11,7 +11,7 @@ use super::gic::Gic;
 use super::{Aarch64, Aarch64Machine, host, layout};
 
 /// A host that offers every controller.
-fn rich_host() -> Host {
+pub(super) fn rich_host() -> Host {
     let mut host = host::typical();
     for capability in &mut host.capabilities {
         if capability.value == 0 {
