@@ -177,7 +177,8 @@ impl WorkerQueue {
             let (id, len) = element.split_at_mut(4);
             id.copy_from_slice(&u32::from(*head).to_le_bytes());
             len.copy_from_slice(&written.to_le_bytes());
-            let at = queue.used_ring() + RING_HEADER + slot * USED_ELEMENT;
+            let offset = RING_HEADER + slot * USED_ELEMENT;
+            let at = queue.used_ring().saturating_add(offset);
             if let Err(error) = mem.write_slice(&element, GuestAddress(at)) {
                 self.fail(error);
                 return;

@@ -372,7 +372,12 @@ fn an_index_that_jumps_or_a_head_outside_the_table_stops_the_queue() {
 fn rings_that_leave_memory_stop_the_queue_and_not_the_device() {
     // The available index can be read and its entries cannot; and a used ring
     // that cannot be written.
-    for (avail, used) in [(Some(END_OF_RAM - 4), None), (None, Some(END_OF_RAM + 64))] {
+    for (avail, used) in [
+        (Some(END_OF_RAM - 4), None),
+        (Some(u64::MAX - 1), None),
+        (None, Some(END_OF_RAM + 64)),
+        (None, Some(u64::MAX - 3)),
+    ] {
         for event_idx in [false, true] {
             let mut s = Setup::new();
             s.block.deactivate();
@@ -381,11 +386,13 @@ fn rings_that_leave_memory_stop_the_queue_and_not_the_device() {
             let queue = &mut activation.queues[0].queue;
             queue.set_event_idx(event_idx);
             if let Some(avail) = avail {
-                queue.set_avail_ring_address(Some(avail as u32), Some(0));
-                s.driver.write(avail + 2, &[1, 0]);
+                queue.set_avail_ring_address(Some(avail as u32), Some((avail >> 32) as u32));
+                if avail < END_OF_RAM {
+                    s.driver.write(avail + 2, &[1, 0]);
+                }
             }
             if let Some(used) = used {
-                queue.set_used_ring_address(Some(used as u32), Some(0));
+                queue.set_used_ring_address(Some(used as u32), Some((used >> 32) as u32));
             }
             s.block.activate(activation).unwrap();
             s.header(OUT, 1);
