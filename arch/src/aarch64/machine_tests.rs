@@ -88,13 +88,7 @@ fn wires_are_shared_interrupts() {
     let (_, vm) = run(&config(Gic::V3Its), vec![vec![power_off()]]);
     let record = vm.record();
     assert_eq!(record.routes.len(), WIRES as usize);
-    let identity = |(gsi, route): &(u32, Route)| {
-        *route
-            == Route::Irqchip {
-                chip: 0,
-                pin: *gsi,
-            }
-    };
+    let identity = |(gsi, route): &(u32, Route)| *route == Route::Irqchip { chip: 0, pin: *gsi };
     assert!(record.routes.iter().all(identity));
 }
 
