@@ -122,7 +122,7 @@ pub fn load_images(
     match kernel.format() {
         Format::BzImage(image) => boot.bzimage(image),
         Format::Elf(elf) => match elf.pvh_entry {
-            Some(entry) => boot.pvh(entry),
+            Some(entry) => boot.pvh(elf, entry),
             None => boot.vmlinux(elf),
         },
         other => Err(Error::Boot(format!(
@@ -215,10 +215,7 @@ impl Boot<'_> {
     }
 
     /// An ELF kernel with a PVH entry point.
-    fn pvh(&self, entry: u32) -> Result<RegisterState> {
-        let Format::Elf(elf) = self.kernel.format() else {
-            return Err(boot(self.kernel.unsupported("no ELF")));
-        };
+    fn pvh(&self, elf: &Elf, entry: u32) -> Result<RegisterState> {
         let end = self.fit(elf.low, elf.high.saturating_sub(elf.low))?;
         self.cmdline(CMDLINE_MAX)?;
         let ramdisk = self.load_initrd(end, INITRD_MAX)?;

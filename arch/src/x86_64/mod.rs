@@ -267,4 +267,6 @@ impl Machine for X86Machine {
 }
 
 #[cfg(test)]
+mod machine_tests;
+#[cfg(test)]
 mod tests;
