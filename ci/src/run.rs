@@ -1,9 +1,9 @@
 //! `cargo lab run`: crossvisor, built and run, on this machine's /dev/kvm or in
 //! a lab machine.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{self, Command, ExitStatus};
 
 use crossvisor_boot::initramfs::{InitConfig, STATUS_PORT};
 
@@ -37,7 +37,7 @@ pub fn run(
     arguments: &[String],
 ) -> Result<i32> {
     let mut arguments = arguments.to_vec();
-    let terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+    let terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
     if !terminal && !given(&arguments, "--exec") && !given(&arguments, "--initrd") {
         arguments.push("--exec".to_owned());
         arguments.push(REPORT.to_owned());
@@ -139,7 +139,12 @@ fn run_in(
         stdio: stdio.clone(),
         status: &status,
     };
-    let ended = start.command()?.status().map_err(|source| Error::Start {
+    let mut command = start.command()?;
+    let ended = match &stdio {
+        Stdio::Console => command.status(),
+        Stdio::Streams(_) | Stdio::Output(_) => forward(&mut command),
+    }
+    .map_err(|source| Error::Start {
         program: machine.program.to_owned(),
         source,
     })?;
@@ -157,6 +162,25 @@ fn run_in(
         status: format!("{ended}, without a status of crossvisor"),
         output: console,
     })
+}
+
+/// Runs `command` and passes on what it prints. The machine opens its streams
+/// by name, so they are pipes: a file would be written over from its start.
+fn forward(command: &mut Command) -> io::Result<ExitStatus> {
+    let mut child = command
+        .stdout(process::Stdio::piped())
+        .stderr(process::Stdio::piped())
+        .spawn()?;
+    let (output, errors) = (child.stdout.take(), child.stderr.take());
+    std::thread::scope(|scope| {
+        if let Some(mut output) = output {
+            scope.spawn(move || io::copy(&mut output, &mut io::stdout()));
+        }
+        if let Some(mut errors) = errors {
+            scope.spawn(move || io::copy(&mut errors, &mut io::stderr()));
+        }
+    });
+    child.wait()
 }
 
 /// What of this machine goes into a lab machine, and the arguments as they are
@@ -273,7 +297,7 @@ pub fn memory() -> u32 {
 
 /// The terminal's size in rows and columns, where there is one.
 fn terminal_size() -> Option<(u16, u16)> {
-    let size = rustix::termios::tcgetwinsize(std::io::stdin()).ok()?;
+    let size = rustix::termios::tcgetwinsize(io::stdin()).ok()?;
     (size.ws_row > 0 && size.ws_col > 0).then_some((size.ws_row, size.ws_col))
 }
 
