@@ -17,7 +17,11 @@ use crate::machines::{COMMON_MODULES, Machine};
 /// The guest modules that are put into a machine for crossvisor's built-in
 /// initramfs to choose from, dependencies aside; what a kernel has built in or
 /// lacks is left out.
-const GUEST_MODULES: [&str; 15] = [
+const GUEST_MODULES: [&str; 18] = [
+    // By which guests see their power button.
+    "button",
+    "gpio_keys",
+    "evdev",
     "virtio_pci",
     "virtio_mmio",
     "virtio_blk",

@@ -151,7 +151,7 @@ impl X86Machine {
             pci,
             devices: layout::devices(config, transport)?,
             cmdline: cmdline(config)?,
-            guest_modules: vec!["button"],
+            guest_modules: vec!["button", "evdev"],
         };
         plan.check(host.page_size)?;
         let tables = acpi::tables(&plan)?;
