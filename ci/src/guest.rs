@@ -123,6 +123,14 @@ impl Progress {
         log.push('\n');
     }
 
+    /// Writes the log of the test `name` into the folder `results`.
+    fn write_log(&self, results: &Path, name: &str) -> Result<PathBuf> {
+        let path = results.join(format!("{name}.log"));
+        let log = self.logs.get(name).map_or("", String::as_str);
+        fs::write(&path, log).at(&path)?;
+        Ok(path)
+    }
+
     fn remaining<'a>(&self, tests: &'a [Test]) -> Vec<&'a Test> {
         tests
             .iter()
@@ -192,8 +200,8 @@ pub fn run(
     for test in tests {
         let outcome = state.outcomes.remove(&test.name);
         let outcome = outcome.unwrap_or(Outcome::Failed);
-        let log = results.join(format!("{}.log", test.name));
-        fs::write(&log, state.logs.remove(&test.name).unwrap_or_default()).at(&log)?;
+        // Again: the lab itself may have added to it.
+        let log = state.write_log(&results, &test.name)?;
         if outcome == Outcome::Failed {
             report.logs.push(log);
         }
@@ -280,6 +288,8 @@ impl Session<'_> {
                 if let Some(outcome) = state.outcomes.get(&name) {
                     say(machine, &name, outcome);
                 }
+                // Now rather than at the end, for whoever watches.
+                state.write_log(self.results, &name)?;
                 deadline = Instant::now() + POWER_OFF;
             }
             if state.current != was
