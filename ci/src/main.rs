@@ -83,11 +83,12 @@ enum Command {
         /// For one architecture only.
         #[arg(long)]
         arch: Option<String>,
-        /// On one lab machine only.
+        /// Only the guest tests, on one lab machine.
         #[arg(long)]
         machine: Option<String>,
-        /// Only unit and guest tests whose names hold this.
-        filter: Option<String>,
+        /// Only unit and guest tests whose names hold one of these.
+        #[arg(value_name = "FILTER")]
+        filters: Vec<String>,
     },
     /// Get all that the other commands need.
     Setup {
@@ -129,13 +130,13 @@ fn act(command: Command) -> Result<i32> {
         Command::Test {
             arch,
             machine,
-            filter,
+            filters,
         } => {
             let (target, machine) = choose(arch.as_deref(), machine.as_deref())?;
             let selection = test::Selection {
                 target,
                 machine,
-                filter: filter.as_deref(),
+                filters: &filters,
             };
             let passed = test::run(&Cache::open()?, &selection)?;
             Ok(i32::from(!passed))

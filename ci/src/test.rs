@@ -28,11 +28,11 @@ const HERE: &str = "here";
 pub struct Selection<'a> {
     /// One architecture's machines only.
     pub target: Option<&'static Target>,
-    /// One machine only.
+    /// The guest tests on one machine only.
     pub machine: Option<&'static Machine>,
-    /// Only unit and guest tests whose names hold this; then formatting and
-    /// clippy are left out.
-    pub filter: Option<&'a str>,
+    /// Only unit and guest tests whose names hold one of these, or all when
+    /// there is none; with some, formatting and clippy are left out.
+    pub filters: &'a [String],
 }
 
 /// Runs the tests, prints the table and the closing line, and tells whether
@@ -52,13 +52,18 @@ pub fn run(cache: &Cache, selection: &Selection) -> Result<bool> {
     for target in &targets {
         toolchains.push((*target, Toolchain::get(cache, target)?));
     }
-    if selection.filter.is_none() {
+    let here = selection.machine.is_none();
+    if here && selection.filters.is_empty() {
         format(&mut table);
         for (target, toolchain) in &toolchains {
             clippy(&mut table, target, toolchain);
         }
     }
-    let units = units(selection.filter);
+    let units = if here {
+        units(selection.filters)
+    } else {
+        Counts::default()
+    };
     if units.failed == 0 && units.passed + units.skipped > 0 {
         progress(&format!("unit tests: {}", units.line()));
     }
@@ -83,7 +88,7 @@ pub fn run(cache: &Cache, selection: &Selection) -> Result<bool> {
                 for machine in Machine::all(Some(*target))
                     .filter(|m| selection.machine.is_none_or(|only| only == *m))
                 {
-                    let tests = list(&lister, machine, selection.filter)?;
+                    let tests = list(&lister, machine, selection.filters)?;
                     if !tests.is_empty() {
                         plans.push_back((machine, built.clone(), tests));
                     }
@@ -115,7 +120,9 @@ pub fn run(cache: &Cache, selection: &Selection) -> Result<bool> {
         println!("{line}");
     }
     println!("\n{}", table.text());
-    println!("unit tests: {}\n", units.line());
+    if here {
+        println!("unit tests: {}\n", units.line());
+    }
     let counts = table.counts().and(units);
     println!("{}", counts.line());
     Ok(counts.failed == 0)
@@ -154,13 +161,13 @@ fn clippy(table: &mut Table, target: &Target, toolchain: &Toolchain) {
 
 /// Runs the unit tests of the whole workspace. When they can't be built, that
 /// is one failure.
-fn units(filter: Option<&str>) -> Counts {
+fn units(filters: &[String]) -> Counts {
     progress("unit tests");
     let ended = Command::new(cargo())
         .args(["test", "--workspace", "--quiet", "--no-fail-fast"])
         .arg("--")
         .args(["--format", "pretty"])
-        .args(filter)
+        .args(filters)
         .current_dir(workspace())
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
@@ -200,14 +207,16 @@ fn fail_build(table: &mut Table, arch: &str, error: &Error) {
 }
 
 /// The guest tests that apply to a machine.
-fn list(lister: &Path, machine: &Machine, filter: Option<&str>) -> Result<Vec<Test>> {
+fn list(lister: &Path, machine: &Machine, filters: &[String]) -> Result<Vec<Test>> {
     let printed = program::output(Command::new(lister.join("crossvisor-tests")).args([
         "--list",
         "--machine",
         machine.name,
     ]))?;
     let mut tests = guest::listed(&printed);
-    tests.retain(|test| filter.is_none_or(|part| test.name.contains(part)));
+    tests.retain(|test| {
+        filters.is_empty() || filters.iter().any(|part| test.name.contains(part.as_str()))
+    });
     Ok(tests)
 }
 
