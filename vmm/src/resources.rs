@@ -166,13 +166,17 @@ impl Resources {
         self.config.hugepages
     }
 
+    /// Whether the guest's console is the machine's own device.
+    pub(crate) fn console_is_native(&self) -> bool {
+        self.config.console == Console::Native
+    }
+
     /// Where the machine's own console prints; `None` when the console is
     /// another device or there is none.
     pub(crate) fn native_console(&self) -> Result<Option<Box<dyn Write + Send>>> {
-        match self.config.console {
-            Console::Native => self.output.open().map(Some),
-            Console::Virtio | Console::None => Ok(None),
-        }
+        self.console_is_native()
+            .then(|| self.output.open())
+            .transpose()
     }
 
     /// Makes the device that the plan calls for.

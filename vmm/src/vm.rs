@@ -93,6 +93,7 @@ impl Vm {
             pci: None,
             lines: None,
             shared: BTreeMap::new(),
+            native_console: resources.console_is_native(),
             console_output: resources.native_console()?,
             console_input: None,
             power_button: None,
@@ -190,8 +191,8 @@ fn place_virtio(
 ) -> Result<()> {
     for planned in &plan.devices {
         let made = resources.device(planned)?;
-        if let Some(input) = made.console_input {
-            wiring.set_console_input(input);
+        if made.console_input.is_some() {
+            wiring.console_input = made.console_input;
         }
         match planned.slot {
             Slot::Pci { device } => place_virtio_pci(wiring, plan, routes, made.device, device)?,

@@ -50,6 +50,8 @@ pub struct Wiring {
     pub(crate) pci: Option<Arc<PciRoot>>,
     pub(crate) lines: Option<Arc<dyn LineSource>>,
     pub(crate) shared: BTreeMap<u32, Arc<SharedLine>>,
+    /// Whether the guest's console is the machine's own.
+    pub(crate) native_console: bool,
     pub(crate) console_output: Option<Box<dyn Write + Send>>,
     pub(crate) console_input: Option<Arc<dyn ConsoleInput>>,
     pub(crate) power_button: Option<Box<dyn Fn() + Send + Sync>>,
@@ -149,9 +151,12 @@ impl Wiring {
         output.unwrap_or_else(|| Box::new(io::sink()))
     }
 
-    /// Where what the user types goes. The first device to ask for it has it.
+    /// The input of the machine's own console: what the user types goes there
+    /// unless the console is another device.
     pub fn set_console_input(&mut self, input: Arc<dyn ConsoleInput>) {
-        self.console_input.get_or_insert(input);
+        if self.native_console {
+            self.console_input = Some(input);
+        }
     }
 
     /// How the host asks the guest to power off.

@@ -40,7 +40,6 @@ mod tests;
 
 use std::sync::Arc;
 
-use crossvisor_devices::chardev::ConsoleInput;
 use crossvisor_devices::irq::MsiMessage;
 use crossvisor_devices::pl061::Pl061;
 use crossvisor_devices::rtc::Pl031;
@@ -174,9 +173,7 @@ impl Machine for Aarch64Machine {
                 .map_err(|source| Error::io("the UART", source))?;
             let serial = Arc::new(serial);
             wiring.place(name::UART, serial.clone())?;
-            if self.console == Console::Native {
-                wiring.set_console_input(serial as Arc<dyn ConsoleInput>);
-            }
+            wiring.set_console_input(serial);
         }
         wiring.place(name::RTC, Arc::new(Pl031::new()))?;
         if let Some(gsi) = wiring.region(name::GPIO)?.gsi {

@@ -175,3 +175,19 @@ fn there_is_a_power_button() {
     requests.end(End::PowerOff);
     assert_eq!(built.run(&events).unwrap(), End::PowerOff);
 }
+
+#[test]
+fn what_is_typed_reaches_the_serial_port_only_as_the_console() {
+    for (console, line_status) in [(Console::Native, 0x61), (Console::Virtio, 0x60)] {
+        let config = VmConfig {
+            console,
+            ..config()
+        };
+        let script = vec![Step::In(0x3fd, 1), power_off()];
+        let (requests, events) = Requests::new();
+        let (built, vm, _) = assemble(&config, vec![script], &Power::new(&requests));
+        assert_eq!(built.console_input().unwrap().push(b"x"), 1);
+        built.run(&events).unwrap();
+        assert_eq!(vm.record().reads, [[line_status]], "{console:?}");
+    }
+}
