@@ -19,6 +19,7 @@ mod memory;
 mod net;
 mod pattern;
 mod pty;
+mod pvh;
 mod runner;
 mod several;
 mod stream;

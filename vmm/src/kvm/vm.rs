@@ -229,6 +229,17 @@ struct KvmVcpu {
     index: u32,
 }
 
+impl KvmVcpu {
+    /// The size in bytes of each access of a KVM_EXIT_IO, of which a string
+    /// instruction (`rep outsb`) makes several in one exit.
+    fn port_access_size(&mut self) -> usize {
+        // SAFETY: the caller has seen KVM_EXIT_IO, so this member of the union
+        // is the one that KVM filled in; any bit pattern is a valid value of it.
+        let size = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.io.size };
+        usize::from(size).max(1)
+    }
+}
+
 impl Vcpu for KvmVcpu {
     fn start(&mut self, registers: Option<&RegisterState>) -> Result<()> {
         kvm_side(self.machine.as_ref())?.start_vcpu(&self.fd, self.index, registers)
@@ -237,11 +248,22 @@ impl Vcpu for KvmVcpu {
     fn run(&mut self, handle: &mut dyn FnMut(Exit<'_>)) -> Result<()> {
         let reason = match self.fd.run() {
             Ok(VcpuExit::IoIn(port, data)) => {
-                handle(Exit::IoIn { port, data });
+                let data = &raw mut *data;
+                let size = self.port_access_size();
+                // SAFETY: KVM's data for this exit, in the run page, which stays
+                // mapped and to which nothing else refers until the next run.
+                for data in unsafe { &mut *data }.chunks_mut(size) {
+                    handle(Exit::IoIn { port, data });
+                }
                 return Ok(());
             }
             Ok(VcpuExit::IoOut(port, data)) => {
-                handle(Exit::IoOut { port, data });
+                let data = &raw const *data;
+                let size = self.port_access_size();
+                // SAFETY: as for IoIn.
+                for data in unsafe { &*data }.chunks(size) {
+                    handle(Exit::IoOut { port, data });
+                }
                 return Ok(());
             }
             Ok(VcpuExit::MmioRead(address, data)) => {
