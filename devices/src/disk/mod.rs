@@ -68,7 +68,9 @@ pub struct RawDisk {
     size: u64,
     read_only: bool,
     block_device: bool,
+    /// Whether storage can be given back.
     can_discard: AtomicBool,
+    /// Whether the host makes zeroes that keep their storage.
     can_zero: AtomicBool,
     geometry: Geometry,
 }
@@ -258,16 +260,23 @@ impl RawDisk {
         if len == 0 {
             return Ok(());
         }
-        if self.can_zero.load(Ordering::Relaxed) {
-            let done = if self.block_device {
-                sys::device_zero(self.fd(), offset, len)
-            } else if unmap {
+        // A file system may know the one and not the other: tmpfs punches holes
+        // and does not zero ranges.
+        let by_hole = !self.block_device && unmap;
+        let can = match by_hole {
+            true => &self.can_discard,
+            false => &self.can_zero,
+        };
+        if can.load(Ordering::Relaxed) {
+            let done = if by_hole {
                 sys::punch_hole(self.fd(), offset, len)
+            } else if self.block_device {
+                sys::device_zero(self.fd(), offset, len)
             } else {
                 sys::zero_range(self.fd(), offset, len)
             };
             match done {
-                Err(error) if unsupported(&error) => self.can_zero.store(false, Ordering::Relaxed),
+                Err(error) if unsupported(&error) => can.store(false, Ordering::Relaxed),
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
                 done => return done,
             }
@@ -449,6 +458,22 @@ mod tests {
             assert_eq!(*byte, if zeroed { 0 } else { 0xaa }, "byte {i}");
         }
         assert_eq!(disk.file.metadata().unwrap().len(), 256 * 1024);
+    }
+
+    #[test]
+    fn holes_are_punched_where_ranges_cannot_be_zeroed() {
+        // tmpfs on every Linux.
+        let mut file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+        file.write_all(&[0xaa; 1 << 20]).unwrap();
+        let disk = open(file.path(), false).unwrap();
+        disk.write_zeroes(0, 65536, false).unwrap();
+        let before = disk.file.metadata().unwrap().blocks();
+        disk.write_zeroes(1 << 19, 1 << 19, true).unwrap();
+        assert!(disk.file.metadata().unwrap().blocks() < before);
+        let mut content = vec![0; 1 << 20];
+        disk.file.read_exact_at(&mut content, 0).unwrap();
+        let ends = [0, 65535, 65536, (1 << 19) - 1, 1 << 19, (1 << 20) - 1];
+        assert_eq!(ends.map(|at| content[at]), [0, 0, 0xaa, 0xaa, 0, 0]);
     }
 
     #[test]
