@@ -21,7 +21,7 @@ const PROMPT: &str = "/ # ";
 fn serial(lab: &Lab) -> Result {
     let terminal = Terminal::open(31, 91).at("pseudo-terminal")?;
     let before = terminal.attributes().at("pseudo-terminal")?;
-    let mut run = lab.run().start_on(&terminal)?;
+    let mut run = lab.run_quietly().start_on(&terminal)?;
     run.expect(PROMPT)?;
     ensure(terminal.is_raw().at("pseudo-terminal")?, || {
         "the terminal is not raw while the guest has it".into()
@@ -51,7 +51,7 @@ fn virtio(lab: &Lab) -> Result {
     let terminal = Terminal::open(24, 80).at("pseudo-terminal")?;
     let before = terminal.attributes().at("pseudo-terminal")?;
     let mut run = lab
-        .run()
+        .run_quietly()
         .args(&["--console", "virtio"])
         .start_on(&terminal)?;
     run.expect(PROMPT)?;

@@ -100,6 +100,12 @@ impl Lab {
         self.run_kernel(&self.manifest.kernel)
     }
 
+    /// The same without the kernel's messages on the console, which take longer
+    /// than all the rest of a boot.
+    pub fn run_quietly(&self) -> Crossvisor<'_> {
+        self.run().args(&["--cmdline", "quiet"])
+    }
+
     /// `crossvisor run` with `kernel` and the stock kernel's modules.
     pub fn run_kernel(&self, kernel: &Path) -> Crossvisor<'_> {
         let (kernel, modules) = (text(kernel), text(&self.manifest.modules));

@@ -118,7 +118,7 @@ fn triple_fault(lab: &Lab) -> Result {
 fn sigterm(lab: &Lab) -> Result {
     let terminal = Terminal::open(24, 80).at("pseudo-terminal")?;
     let before = terminal.attributes().at("pseudo-terminal")?;
-    let mut run = lab.run().start_on(&terminal)?;
+    let mut run = lab.run_quietly().start_on(&terminal)?;
     run.expect("/ # ")?;
     run.signal(Signal::TERM)?;
     run.expect("init: powering off")?;
