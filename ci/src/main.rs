@@ -7,7 +7,7 @@
 //! - [`archive`] gets packages from the Debian archive, [`unpacked`] runs
 //!   programs out of them.
 //! - [`toolchain`] builds for every target; [`kernels`], [`images`] and [`rootfs`]
-//!   are what guests run.
+//!   are what guests run; [`checkers`] read back what guests read.
 //! - [`machines`] is the table of machines, [`l1`] starts one.
 //! - [`run`] is `cargo lab run`; [`test`] is `cargo lab test`, with [`guest`],
 //!   [`assets`] and [`results`].
@@ -15,6 +15,7 @@
 mod archive;
 mod assets;
 mod cache;
+mod checkers;
 mod emulator;
 mod error;
 mod guest;

@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
 use crate::cache::{Cache, progress};
+use crate::checkers;
 use crate::error::{Error, Result};
 use crate::guest::{self, Test};
 use crate::machines::Machine;
@@ -60,7 +61,7 @@ pub fn run(cache: &Cache, selection: &Selection) -> Result<bool> {
         }
     }
     let units = if here {
-        units(selection.filters)
+        units(cache, selection.filters)?
     } else {
         Counts::default()
     };
@@ -161,9 +162,15 @@ fn clippy(table: &mut Table, target: &Target, toolchain: &Toolchain) {
 
 /// Runs the unit tests of the whole workspace. When they can't be built, that
 /// is one failure.
-fn units(filters: &[String]) -> Counts {
+///
+/// # Errors
+///
+/// When the programs that they check tables with are not to be had.
+fn units(cache: &Cache, filters: &[String]) -> Result<Counts> {
+    let path = checkers::search_path(cache)?;
     progress("unit tests");
     let ended = Command::new(cargo())
+        .envs(path.map(|path| ("PATH", path)))
         .args(["test", "--workspace", "--quiet", "--no-fail-fast"])
         .arg("--")
         .args(["--format", "pretty"])
@@ -187,7 +194,7 @@ fn units(filters: &[String]) -> Counts {
             counts.failed = 1;
         }
     }
-    counts
+    Ok(counts)
 }
 
 /// What `cargo test` prints of failures, without the tests that passed.
