@@ -131,6 +131,41 @@ impl Progress {
         Ok(path)
     }
 
+    /// Those of `tests` that failed.
+    fn failed<'a>(&self, tests: &'a [Test]) -> Vec<&'a Test> {
+        tests
+            .iter()
+            .filter(|t| self.outcomes.get(&t.name) == Some(&Outcome::Failed))
+            .collect()
+    }
+
+    /// Forgets how `tests` ended, so that they can run again. Their logs are
+    /// kept in `results` under other names; which, by test.
+    fn forget(&mut self, tests: &[Test], results: &Path) -> Result<BTreeMap<String, String>> {
+        let mut firsts = BTreeMap::new();
+        for test in tests {
+            let log = self.write_log(results, &test.name)?;
+            let first = results.join(format!("{}.first.log", test.name));
+            fs::rename(&log, &first).at(&log)?;
+            self.outcomes.remove(&test.name);
+            self.logs.remove(&test.name);
+            firsts.insert(test.name.clone(), first.display().to_string());
+        }
+        Ok(firsts)
+    }
+
+    /// Marks the tests of `firsts` that have passed since as retried.
+    fn mark_retried(&mut self, firsts: &BTreeMap<String, String>) {
+        for (name, first) in firsts {
+            if let Some(outcome) = self.outcomes.get_mut(name)
+                && let Outcome::Passed(ms) = *outcome
+            {
+                let first = first.clone();
+                *outcome = Outcome::Retried { ms, first };
+            }
+        }
+    }
+
     fn remaining<'a>(&self, tests: &'a [Test]) -> Vec<&'a Test> {
         tests
             .iter()
@@ -167,31 +202,23 @@ pub fn run(
         fs::remove_dir_all(&results).at(&results)?;
     }
     fs::create_dir_all(&results).at(&results)?;
+    let session = Session {
+        cache,
+        parts: &parts,
+        built,
+        rootfs,
+        results: &results,
+    };
     let mut state = Progress::default();
-    loop {
-        let remaining = state.remaining(tests);
-        if remaining.is_empty() {
-            break;
-        }
-        let before = state.outcomes.len();
-        let session = Session {
-            cache,
-            parts: &parts,
-            built,
-            rootfs,
-            results: &results,
-        };
-        let ended = session.run(&remaining, &mut state)?;
-        if let Some(current) = state.current.take() {
-            state.fail(&current, &ended);
-            say(machine, &current, &Outcome::Failed);
-        } else if state.outcomes.len() == before {
-            // Another start would end in the same way.
-            for test in state.remaining(tests) {
-                state.fail(&test.name, &ended);
-            }
-            break;
-        }
+    session.run_all(tests, &mut state)?;
+    // An emulated machine that emulates another one fails by itself now and
+    // then: what failed is tried once more, and said to be.
+    let again: Vec<Test> = state.failed(tests).into_iter().cloned().collect();
+    if !again.is_empty() {
+        progress(&format!("{}: trying once more what failed", machine.name));
+        let firsts = state.forget(&again, &results)?;
+        session.run_all(&again, &mut state)?;
+        state.mark_retried(&firsts);
     }
     let mut report = Report {
         outcomes: Vec::new(),
@@ -214,6 +241,7 @@ fn say(machine: &Machine, test: &str, outcome: &Outcome) {
     let words = match outcome {
         Outcome::Passed(None) => "ok".to_owned(),
         Outcome::Passed(Some(ms)) => format!("ok ({}.{} s)", ms / 1000, ms % 1000 / 100),
+        Outcome::Retried { .. } => "ok at the second try".to_owned(),
         Outcome::Failed => "FAILED".to_owned(),
         Outcome::Skipped(reason) => format!("skipped: {reason}"),
     };
@@ -230,6 +258,28 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
+    /// Runs `tests`, in as many lives of the machine as that takes.
+    fn run_all(&self, tests: &[Test], state: &mut Progress) -> Result<()> {
+        loop {
+            let remaining = state.remaining(tests);
+            if remaining.is_empty() {
+                return Ok(());
+            }
+            let before = state.outcomes.len();
+            let ended = self.run(&remaining, state)?;
+            if let Some(current) = state.current.take() {
+                state.fail(&current, &ended);
+                say(self.parts.machine, &current, &Outcome::Failed);
+            } else if state.outcomes.len() == before {
+                // Another start would end in the same way.
+                for test in state.remaining(tests) {
+                    state.fail(&test.name, &ended);
+                }
+                return Ok(());
+            }
+        }
+    }
+
     /// Runs `tests` until the machine ends, and returns in words how it did.
     fn run(&self, tests: &[&Test], state: &mut Progress) -> Result<String> {
         let machine = self.parts.machine;
@@ -405,5 +455,30 @@ mod tests {
         let remaining = state.remaining(&tests);
         assert_eq!(remaining.len(), 1);
         assert_eq!(remaining[0].name, "c");
+    }
+
+    #[test]
+    fn what_failed_is_tried_once_more_and_said_to_be() {
+        let tests = listed("a\nb\nc");
+        let dir = tempfile::tempdir().unwrap();
+        let mut state = Progress::default();
+        for line in ["TEST a START", "why", "TEST a FAIL 3", "TEST c PASS 1"] {
+            state.line(line);
+        }
+        state.fail("b", "died");
+        let again: Vec<Test> = state.failed(&tests).into_iter().cloned().collect();
+        let names: Vec<&str> = again.iter().map(|test| test.name.as_str()).collect();
+        assert_eq!(names, ["a", "b"]);
+        let firsts = state.forget(&again, dir.path()).unwrap();
+        assert_eq!(fs::read_to_string(&firsts["a"]).unwrap(), "why\n");
+        assert_eq!(state.remaining(&tests).len(), 2);
+        state.line("TEST a PASS 5");
+        state.line("TEST b FAIL 6");
+        state.mark_retried(&firsts);
+        let first = firsts["a"].clone();
+        let ms = Some(5);
+        assert_eq!(state.outcomes["a"], Outcome::Retried { ms, first });
+        assert_eq!(state.outcomes["b"], Outcome::Failed);
+        assert_eq!(state.outcomes["c"], Outcome::Passed(Some(1)));
     }
 }

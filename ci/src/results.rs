@@ -8,6 +8,14 @@ use std::fmt::Write;
 pub enum Outcome {
     /// It passed, after so many milliseconds where that is known.
     Passed(Option<u64>),
+    /// It failed at first, and passed when it was tried once more, in a machine
+    /// started anew.
+    Retried {
+        /// How long the second try took, in milliseconds, where that is known.
+        ms: Option<u64>,
+        /// Where the log of the first try is.
+        first: String,
+    },
     /// It failed; why is in its log.
     Failed,
     /// It did not apply, and why.
@@ -29,7 +37,7 @@ impl Counts {
     /// Counts one more.
     pub fn add(&mut self, outcome: &Outcome) {
         match outcome {
-            Outcome::Passed(_) => self.passed += 1,
+            Outcome::Passed(_) | Outcome::Retried { .. } => self.passed += 1,
             Outcome::Failed => self.failed += 1,
             Outcome::Skipped(_) => self.skipped += 1,
         }
@@ -87,13 +95,20 @@ impl Table {
         counts
     }
 
-    /// Each test that was skipped, with the reason.
-    pub fn skipped(&self) -> Vec<String> {
+    /// Each test that was skipped, with the reason, and each that was tried
+    /// twice.
+    pub fn remarks(&self) -> Vec<String> {
         let mut lines = Vec::new();
         for (row, cells) in &self.rows {
             for (column, outcome) in cells {
-                if let Outcome::Skipped(reason) = outcome {
-                    lines.push(format!("SKIPPED {row} on {column}: {reason}"));
+                match outcome {
+                    Outcome::Skipped(reason) => {
+                        lines.push(format!("SKIPPED {row} on {column}: {reason}"));
+                    }
+                    Outcome::Retried { first, .. } => lines.push(format!(
+                        "RETRIED {row} on {column}: it failed at first ({first})"
+                    )),
+                    Outcome::Passed(_) | Outcome::Failed => {}
                 }
             }
         }
@@ -126,6 +141,7 @@ fn cell(outcome: Option<&Outcome>) -> String {
         None => "-".to_owned(),
         Some(Outcome::Failed) => "FAILED".to_owned(),
         Some(Outcome::Skipped(_)) => "skipped".to_owned(),
+        Some(Outcome::Retried { .. }) => "retried".to_owned(),
         Some(Outcome::Passed(None)) => "ok".to_owned(),
         Some(Outcome::Passed(Some(ms))) => format!("{}.{} s", ms / 1000, ms % 1000 / 100),
     }
@@ -183,6 +199,17 @@ mod tests {
              a-long-name    skipped              -\n"
         );
         assert_eq!(table.counts().line(), "1 passed, 1 failed, 1 skipped");
-        assert_eq!(table.skipped(), ["SKIPPED a-long-name on x86_64: no tap"]);
+        assert_eq!(table.remarks(), ["SKIPPED a-long-name on x86_64: no tap"]);
+        let again = Outcome::Retried {
+            ms: Some(9),
+            first: "/log".into(),
+        };
+        table.set("boot", "aarch64-gicv2", again);
+        assert!(table.text().contains("12.3 s        retried"));
+        assert_eq!(table.counts().line(), "2 passed, 0 failed, 1 skipped");
+        assert_eq!(
+            table.remarks().first().map(String::as_str),
+            Some("RETRIED boot on aarch64-gicv2: it failed at first (/log)")
+        );
     }
 }

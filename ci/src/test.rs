@@ -117,7 +117,7 @@ pub fn run(cache: &Cache, selection: &Selection) -> Result<bool> {
     for log in &failures {
         show(log);
     }
-    for line in table.skipped() {
+    for line in table.remarks() {
         println!("{line}");
     }
     println!("\n{}", table.text());
