@@ -12,7 +12,6 @@ use crate::error::{Error, Result};
 use crate::kernels::Kernel;
 use crate::l1::{Changes, Disk, Parts, Start, Stdio};
 use crate::machines::Machine;
-use crate::program;
 use crate::targets::Target;
 use crate::toolchain::Toolchain;
 use crate::unpacked::quote;
@@ -61,14 +60,28 @@ pub fn run(
 /// Whether this machine's /dev/kvm can run stock kernels, as `crossvisor
 /// doctor` finds; the reason when it can't.
 fn direct(binary: &Path) -> std::result::Result<(), String> {
-    let printed = program::output(Command::new(binary).args(["doctor", "--json"]))
+    // Its exit status only repeats what the report says.
+    let output = Command::new(binary)
+        .args(["doctor", "--json"])
+        .stdin(process::Stdio::null())
+        .output()
         .map_err(|error| format!("crossvisor doctor: {error}"))?;
-    let report: serde_json::Value = serde_json::from_str(&printed)
+    verdict(&output.stdout)
+}
+
+/// Whether the report of `crossvisor doctor --json` says that stock kernels
+/// run; its reason when it does not.
+fn verdict(report: &[u8]) -> std::result::Result<(), String> {
+    let report: serde_json::Value = serde_json::from_slice(report)
         .map_err(|error| format!("crossvisor doctor --json: {error}"))?;
     if report.get("runs_stock_kernels") == Some(&serde_json::Value::Bool(true)) {
         return Ok(());
     }
-    Err("this machine's /dev/kvm can't run stock kernels".to_owned())
+    let reason = report.get("reason").and_then(serde_json::Value::as_str);
+    Err(reason.map_or_else(
+        || "this machine's /dev/kvm can't run stock kernels".to_owned(),
+        str::to_owned,
+    ))
 }
 
 /// Runs crossvisor on this machine, with a Debian kernel unless one is given.
@@ -357,6 +370,14 @@ mod tests {
         let carried = carry(&given);
         assert_eq!(carried.arguments, given);
         assert!(carried.files.is_empty() && carried.disks.is_empty());
+    }
+
+    #[test]
+    fn doctor_s_verdict_and_reason() {
+        assert_eq!(verdict(br#"{"runs_stock_kernels": true}"#), Ok(()));
+        let refused = br#"{"runs_stock_kernels": false, "reason": "no SSE"}"#;
+        assert_eq!(verdict(refused), Err("no SSE".to_owned()));
+        assert!(verdict(b"").is_err());
     }
 
     #[test]
