@@ -3,6 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use super::calendar::Calendar;
 use crate::bus::BusDevice;
 
 /// Index register (port 0x70): bit 7 masks NMIs and is ignored.
@@ -41,7 +42,6 @@ const HOURS_PM: u8 = 1 << 7;
 
 /// How long before a new second the update flag is up (data sheet: 244 us).
 const UPDATE_TIME: Duration = Duration::from_micros(244);
-const SECONDS_PER_DAY: i64 = 86_400;
 
 type Clock = Box<dyn Fn() -> Duration + Send + Sync>;
 
@@ -62,62 +62,6 @@ struct State {
     offset: i64,
     /// The halted clock, while `B_SET` is on.
     halted: Option<Calendar>,
-}
-
-/// A point in time as the registers split it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Calendar {
-    year: i64,
-    month: i64,
-    day: i64,
-    hour: i64,
-    minute: i64,
-    second: i64,
-    /// 1 is Sunday.
-    weekday: i64,
-}
-
-impl Calendar {
-    /// Splits seconds since the Unix epoch, by the Gregorian calendar's
-    /// 400-year cycle counted from 1 March of the year 0.
-    fn from_unix(time: i64) -> Self {
-        let days = time.div_euclid(SECONDS_PER_DAY);
-        let of_day = time.rem_euclid(SECONDS_PER_DAY);
-        // 719468 days lie between 0000-03-01 and 1970-01-01; 146097 make a cycle.
-        let shifted = days + 719_468;
-        let cycle = shifted.div_euclid(146_097);
-        let day_of_cycle = shifted.rem_euclid(146_097);
-        let year_of_cycle = (day_of_cycle - day_of_cycle / 1_460 + day_of_cycle / 36_524
-            - day_of_cycle / 146_096)
-            / 365;
-        let day_of_year =
-            day_of_cycle - (365 * year_of_cycle + year_of_cycle / 4 - year_of_cycle / 100);
-        let shifted_month = (5 * day_of_year + 2) / 153;
-        let month = (shifted_month + 2) % 12 + 1;
-        Self {
-            year: year_of_cycle + cycle * 400 + i64::from(month <= 2),
-            month,
-            day: day_of_year - (153 * shifted_month + 2) / 5 + 1,
-            hour: of_day / 3600,
-            minute: of_day / 60 % 60,
-            second: of_day % 60,
-            // 1970-01-01 was a Thursday.
-            weekday: (days + 4).rem_euclid(7) + 1,
-        }
-    }
-
-    /// Seconds since the Unix epoch. Fields out of range carry over.
-    fn to_unix(self) -> i64 {
-        let year = self.year - i64::from(self.month <= 2);
-        let shifted_month = (self.month + 9) % 12;
-        let day_of_year = (153 * shifted_month + 2) / 5 + self.day - 1;
-        let year_of_cycle = year.rem_euclid(400);
-        let days = year.div_euclid(400) * 146_097 + year_of_cycle * 365 + year_of_cycle / 4
-            - year_of_cycle / 100
-            + day_of_year
-            - 719_468;
-        days * SECONDS_PER_DAY + self.hour * 3600 + self.minute * 60 + self.second
-    }
 }
 
 impl Cmos {
@@ -381,13 +325,5 @@ mod tests {
         cmos.read(0, &mut []);
         cmos.write(9, &[1]);
         cmos.write(1, &[]);
-    }
-
-    #[test]
-    fn calendar_round_trips_over_centuries() {
-        for day in (-800_000..800_000).step_by(17) {
-            let time = day * SECONDS_PER_DAY + day.rem_euclid(SECONDS_PER_DAY);
-            assert_eq!(Calendar::from_unix(time).to_unix(), time);
-        }
     }
 }
