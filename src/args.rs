@@ -65,6 +65,10 @@ pub struct MachineArgs {
     /// Interrupt controller; what there is depends on architecture and host
     #[arg(long, value_name = "KIND")]
     pub irqchip: Option<String>,
+    /// How the guest's MMU translates, where there is a choice (ppc64le: radix
+    /// or hpt)
+    #[arg(long, value_name = "KIND")]
+    pub mmu: Option<String>,
     /// Virtio transport [default: the architecture's own]
     #[arg(long, value_enum)]
     pub transport: Option<TransportArg>,
@@ -114,6 +118,7 @@ impl MachineArgs {
             cmdline: self.cmdline.clone(),
             default_cmdline: !self.no_default_cmdline,
             irqchip: self.irqchip.clone(),
+            mmu: self.mmu.clone(),
             transport: self.transport.map(|transport| match transport {
                 TransportArg::Pci => Transport::Pci,
                 TransportArg::Mmio => Transport::Mmio,

@@ -63,12 +63,13 @@ fn host(arch: &dyn Architecture) -> Host {
 fn text(machine: &dyn Machine) -> String {
     let plan: &Plan = machine.plan();
     let mut text = format!(
-        "{} machine: {} vCPU{}, {} MiB, {}\n\nmemory\n",
+        "{} machine: {} vCPU{}, {} MiB, {}{}\n\nmemory\n",
         plan.arch,
         plan.cpus,
         if plan.cpus == 1 { "" } else { "s" },
         plan.memory.iter().map(|range| range.size).sum::<u64>() >> 20,
-        plan.irqchip
+        plan.irqchip,
+        plan.mmu.map(|mmu| format!(", {mmu}")).unwrap_or_default()
     );
     let mut rows = Vec::new();
     for range in &plan.memory {

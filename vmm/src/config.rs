@@ -25,6 +25,9 @@ pub struct VmConfig {
     /// Interrupt controller by the architecture's name for it; `None` lets the
     /// architecture choose from what the host offers.
     pub irqchip: Option<String>,
+    /// How the guest's MMU translates addresses, by the architecture's name for
+    /// it; `None` lets the architecture choose. Few have a choice.
+    pub mmu: Option<String>,
     /// Virtio transport; `None` is the architecture's native one.
     pub transport: Option<Transport>,
     /// Which device the guest's console is.
@@ -49,6 +52,7 @@ impl Default for VmConfig {
             cmdline: String::new(),
             default_cmdline: true,
             irqchip: None,
+            mmu: None,
             transport: None,
             console: Console::Native,
             disks: Vec::new(),

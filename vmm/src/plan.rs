@@ -169,6 +169,9 @@ pub struct Plan {
     pub memory: Vec<Range>,
     /// What the interrupt controller is, by the architecture's name for it.
     pub irqchip: &'static str,
+    /// How the guest's MMU translates addresses, where the architecture has a
+    /// choice.
+    pub mmu: Option<&'static str>,
     /// The machine's own devices and controllers, by rising address.
     pub regions: Vec<Region>,
     /// The first interrupt number (GSI) that is free for message routes.
@@ -284,6 +287,24 @@ impl PciSlots {
         }
         self.0 += 1;
         Ok(Slot::Pci { device: self.0 })
+    }
+}
+
+/// Checks that `config` leaves the MMU alone, for architectures that have one
+/// kind only.
+///
+/// # Errors
+/// It names one.
+pub fn one_mmu(config: &VmConfig) -> Result<()> {
+    match &config.mmu {
+        None => Ok(()),
+        Some(name) => Err(Error::config(
+            "--mmu",
+            format!(
+                "`{name}` cannot be had: this architecture's guests have one kind of MMU; leave \
+                 the option out"
+            ),
+        )),
     }
 }
 

@@ -105,6 +105,7 @@ pub mod name {
 /// # Errors
 /// Names the option that cannot be met.
 pub fn plan(config: &VmConfig, host: &Host, gic: Gic) -> Result<(Plan, u32)> {
+    plan::one_mmu(config)?;
     check_cpus(config, host, gic)?;
     let ipa_bits = ipa_bits(config.memory, host)?;
     let transport = plan::transport(config, Transport::Pci, &[Transport::Pci, Transport::Mmio])?;
@@ -123,6 +124,7 @@ pub fn plan(config: &VmConfig, host: &Host, gic: Gic) -> Result<(Plan, u32)> {
         cpus: config.cpus,
         memory: vec![Range::new(RAM_BASE, config.memory)],
         irqchip: gic.name(),
+        mmu: None,
         regions: regions(config.cpus, gic),
         first_free_gsi: WIRES,
         pci: (transport == Transport::Pci).then(|| pci(gic, ipa_bits)),

@@ -134,6 +134,7 @@ impl X86Machine {
                 format!("{irqchip} is not known here: x86_64 machines have {IRQCHIP}"),
             ));
         }
+        plan::one_mmu(config)?;
         let transport =
             plan::transport(config, Transport::Pci, &[Transport::Pci, Transport::Mmio])?;
         let memory = layout::memory(config.memory);
@@ -147,6 +148,7 @@ impl X86Machine {
             regions: layout::regions(pci.is_some()),
             memory,
             irqchip: IRQCHIP,
+            mmu: None,
             first_free_gsi: layout::IOAPIC_PINS,
             pci,
             devices: layout::devices(config, transport)?,
