@@ -23,7 +23,7 @@ use serde::Serialize;
 use vm_memory::GuestMemoryMmap;
 
 use crate::config::{BootImages, VmConfig};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::exit::{Action, ArchExit};
 use crate::hv::Route;
 use crate::kvm;
@@ -251,10 +251,18 @@ pub trait KvmMachine: Send + Sync {
     }
 
     /// Sets up a fresh vCPU: features, CPUID, everything but its start state.
+    /// `controllers` are what [`create_controllers`](Self::create_controllers)
+    /// made.
     ///
     /// # Errors
     /// KVM refused.
-    fn init_vcpu(&self, vm: &kvm::VmFd, vcpu: &kvm::VcpuFd, index: u32) -> Result<()>;
+    fn init_vcpu(
+        &self,
+        vm: &kvm::VmFd,
+        controllers: &[kvm::DeviceFd],
+        vcpu: &kvm::VcpuFd,
+        index: u32,
+    ) -> Result<()>;
 
     /// Creates what needs every vCPU to exist first.
     ///
@@ -273,6 +281,30 @@ pub trait KvmMachine: Send + Sync {
         registers: Option<&RegisterState>,
     ) -> Result<()>;
 
+    /// Sets registers of the VM as a whole; see
+    /// [`Vm::set_registers`](crate::hv::Vm::set_registers).
+    ///
+    /// # Errors
+    /// KVM refused one, or the machine has none.
+    fn set_vm_registers(&self, _vm: &kvm::VmFd, registers: &RegisterState) -> Result<()> {
+        Err(no_such_registers(registers))
+    }
+
+    /// Sets registers of a vCPU between two runs; see
+    /// [`Action::Set`](crate::exit::Action::Set).
+    ///
+    /// # Errors
+    /// KVM refused one, or no exit of the machine sets any.
+    fn set_vcpu_registers(&self, _vcpu: &kvm::VcpuFd, registers: &RegisterState) -> Result<()> {
+        Err(no_such_registers(registers))
+    }
+
     /// Registers as text, for the report of a crash.
     fn dump_vcpu(&self, vcpu: &kvm::VcpuFd) -> String;
+}
+
+fn no_such_registers(registers: &RegisterState) -> Error {
+    Error::Boot(format!(
+        "internal error: this machine has no way to set {registers}"
+    ))
 }

@@ -52,6 +52,10 @@ pub struct Record {
     pub doorbells: Vec<(Doorbell, Option<u32>)>,
     /// By vCPU: the registers that it was started with.
     pub starts: Vec<(u32, Option<RegisterState>)>,
+    /// Registers of the VM that were set.
+    pub vm_registers: Vec<RegisterState>,
+    /// Registers that were set between two exits, by vCPU.
+    pub registers: Vec<(u32, RegisterState)>,
 }
 
 /// A VM that is a record.
@@ -134,6 +138,11 @@ impl Vm for ScriptedVm {
             .retain(|other| *other != (bell, datamatch));
         Ok(())
     }
+
+    fn set_registers(&self, registers: &RegisterState) -> Result<()> {
+        self.record().vm_registers.push(registers.clone());
+        Ok(())
+    }
 }
 
 struct ScriptedVcpu {
@@ -199,6 +208,12 @@ impl Vcpu for ScriptedVcpu {
                 self.vm.record().unions.push(data.to_vec());
             }
         }
+        Ok(())
+    }
+
+    fn set_registers(&mut self, registers: &RegisterState) -> Result<()> {
+        let set = (self.index, registers.clone());
+        self.vm.record().registers.push(set);
         Ok(())
     }
 

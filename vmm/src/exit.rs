@@ -94,6 +94,8 @@ pub enum Action {
         /// The registers that it starts from.
         registers: crate::arch::RegisterState,
     },
+    /// Set these registers of this vCPU, and run on.
+    Set(crate::arch::RegisterState),
     /// End the VM's life, or this part of it.
     End(End),
 }

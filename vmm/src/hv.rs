@@ -30,6 +30,9 @@ pub enum Route {
         /// Requester ID, where the controller looks at it (KVM_MSI_VALID_DEVID).
         device_id: Option<u32>,
     },
+    /// An interrupt source that the controller in the kernel knows by a number
+    /// of its own, which is the GSI: where KVM has no routing table (XICS).
+    Source(u32),
 }
 
 /// A virtual machine in the hypervisor.
@@ -92,6 +95,14 @@ pub trait Vm: Send + Sync {
         datamatch: Option<u32>,
         event: &EventFd,
     ) -> io::Result<()>;
+
+    /// Sets registers that belong to the VM rather than to one vCPU, by the
+    /// architecture's names for them (ppc64: where the guest's process table
+    /// is).
+    ///
+    /// # Errors
+    /// The hypervisor refused.
+    fn set_registers(&self, registers: &RegisterState) -> crate::Result<()>;
 }
 
 /// A vCPU in the hypervisor. It belongs to one thread.
@@ -111,6 +122,12 @@ pub trait Vcpu: Send {
     /// # Errors
     /// The hypervisor cannot run the vCPU.
     fn run(&mut self, handle: &mut dyn FnMut(Exit<'_>)) -> crate::Result<()>;
+
+    /// Sets some registers of a vCPU that has left the guest.
+    ///
+    /// # Errors
+    /// The hypervisor refused a register.
+    fn set_registers(&mut self, registers: &RegisterState) -> crate::Result<()>;
 
     /// Registers as text, for the report of a crash.
     fn dump(&self) -> String;

@@ -1,7 +1,7 @@
 //! Interrupts that devices raise, on KVM.
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossvisor_devices::irq::{IrqLine, MsiMessage, MsiVectors};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -101,7 +101,7 @@ impl Routes {
                 Ok(Vector {
                     gsi: first + number,
                     event: EventFd::new(EFD_NONBLOCK)?,
-                    attached: Mutex::new(false),
+                    attached: Mutex::new(None),
                 })
             })
             .collect::<io::Result<_>>()?;
@@ -112,11 +112,9 @@ impl Routes {
         Ok(Arc::new(Vectors { routes, vectors }))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Table> {
+    fn lock(&self) -> MutexGuard<'_, Table> {
         // The table is whole at each step: a panic elsewhere does not break it.
-        self.table
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sets or clears the message behind `gsi` and installs the table if that
@@ -145,9 +143,15 @@ impl Routes {
 struct Vector {
     gsi: u32,
     event: EventFd,
-    /// Whether the irqfd is there: made when the driver first binds the
+    /// The GSI that the irqfd raises: made when the driver first binds the
     /// vector, so that unused vectors cost nothing in the kernel.
-    attached: Mutex<bool>,
+    attached: Mutex<Option<u32>>,
+}
+
+impl Vector {
+    fn attached(&self) -> MutexGuard<'_, Option<u32>> {
+        self.attached.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 struct Vectors {
@@ -170,31 +174,32 @@ impl MsiVectors for Vectors {
     fn route(&self, vector: u16, message: Option<MsiMessage>) -> io::Result<()> {
         let vector = self.get(vector)?;
         let route = message.and_then(|message| self.routes.machine.route_msi(message));
-        let mut attached = vector
-            .attached
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        if route.is_none() && *attached {
-            self.routes.vm.detach_irqfd(&vector.event, vector.gsi)?;
-            *attached = false;
+        // A source of the controller's own goes by its own number and past the
+        // table.
+        let (gsi, entry) = match route {
+            Some(Route::Source(gsi)) => (Some(gsi), None),
+            Some(route) => (Some(vector.gsi), Some(route)),
+            None => (None, None),
+        };
+        let mut attached = vector.attached();
+        if let Some(old) = attached.filter(|old| gsi != Some(*old)) {
+            self.routes.vm.detach_irqfd(&vector.event, old)?;
+            *attached = None;
         }
-        self.routes.bind(vector.gsi, route)?;
-        if route.is_some() && !*attached {
-            self.routes.vm.attach_irqfd(&vector.event, vector.gsi)?;
-            *attached = true;
+        self.routes.bind(vector.gsi, entry)?;
+        if let (Some(gsi), None) = (gsi, *attached) {
+            self.routes.vm.attach_irqfd(&vector.event, gsi)?;
+            *attached = Some(gsi);
         }
         Ok(())
     }
 
     fn raise(&self, vector: u16) -> io::Result<()> {
         let vector = self.get(vector)?;
-        let attached = vector
-            .attached
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let attached = vector.attached();
         match *attached {
-            true => vector.event.write(1),
-            false => Ok(()),
+            Some(_) => vector.event.write(1),
+            None => Ok(()),
         }
     }
 }
@@ -271,6 +276,24 @@ mod tests {
         vectors.route(0, Some(nowhere)).unwrap();
         assert!(vm.record().irqfds.is_empty());
         vectors.raise(0).unwrap();
+    }
+
+    #[test]
+    fn a_source_of_the_controller_has_an_irqfd_and_no_route() {
+        let (vm, routes) = routes();
+        let vectors = routes.vectors(1).unwrap();
+        let to = |source| MsiMessage {
+            address: PlainMachine::SOURCES,
+            ..message(source)
+        };
+        vectors.route(0, Some(to(0x1400))).unwrap();
+        assert_eq!(vm.record().irqfds, [0x1400]);
+        assert!(vm.record().routes.is_empty());
+        vectors.route(0, Some(to(0x1401))).unwrap();
+        assert_eq!(vm.record().irqfds, [0x1401]);
+        vectors.raise(0).unwrap();
+        vectors.route(0, None).unwrap();
+        assert!(vm.record().irqfds.is_empty());
     }
 
     #[test]

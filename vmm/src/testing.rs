@@ -14,6 +14,9 @@ use crate::wiring::Wiring;
 pub struct PlainMachine(pub Plan);
 
 impl PlainMachine {
+    /// A message to this address stands for the source that is its data.
+    pub const SOURCES: u64 = 0x400_0000_0000;
+
     /// A machine with `cpus` vCPUs, 1 MiB of RAM and a PCI root.
     pub fn new(cpus: u32) -> Self {
         let window = |base| PciWindow {
@@ -25,6 +28,7 @@ impl PlainMachine {
             cpus,
             memory: vec![Range::new(0, 1 << 20)],
             irqchip: "none",
+            mmu: None,
             regions: Vec::new(),
             first_free_gsi: 16,
             pci: Some(Pci {
@@ -65,11 +69,15 @@ impl Machine for PlainMachine {
     }
 
     fn route_msi(&self, message: MsiMessage) -> Option<Route> {
-        (message.address != 0).then_some(Route::Msi {
-            address: message.address,
-            data: message.data,
-            device_id: Some(message.device_id),
-        })
+        match message.address {
+            0 => None,
+            Self::SOURCES => Some(Route::Source(message.data)),
+            address => Some(Route::Msi {
+                address,
+                data: message.data,
+                device_id: Some(message.device_id),
+            }),
+        }
     }
 
     fn irq_line(&self, gsi: u32) -> u32 {

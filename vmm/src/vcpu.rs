@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -61,31 +61,37 @@ enum GateState {
 }
 
 impl Gate {
-    fn set(&self, state: GateState) {
-        let mut current = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if !matches!(*current, GateState::Closed) {
-            *current = state;
+    fn state(&self) -> MutexGuard<'_, GateState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets the vCPU start. One that runs still starts when it parks: it may
+    /// have said that it would and not be there yet.
+    pub fn start(&self, registers: Option<RegisterState>) {
+        let mut state = self.state();
+        if !matches!(*state, GateState::Closed) {
+            *state = GateState::Start(registers);
         }
         self.changed.notify_all();
     }
 
-    /// Lets the vCPU start. One that runs already is left alone.
-    pub fn start(&self, registers: Option<RegisterState>) {
-        let mut current = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if matches!(*current, GateState::Parked) {
-            *current = GateState::Start(registers);
+    /// The vCPU is to wait for its next start.
+    fn park(&self) {
+        let mut state = self.state();
+        if matches!(*state, GateState::Open) {
+            *state = GateState::Parked;
         }
-        self.changed.notify_all();
     }
 
     /// Ends the wait, and any later one, for good.
     pub fn close(&self) {
-        self.set(GateState::Closed);
+        *self.state() = GateState::Closed;
+        self.changed.notify_all();
     }
 
     /// Waits for the start; `None` when the VM is over.
     fn wait(&self) -> Option<Option<RegisterState>> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
         loop {
             match &mut *state {
                 GateState::Start(registers) => {
@@ -168,7 +174,7 @@ impl Shared {
                 match action {
                     Action::Continue => {}
                     Action::Park => {
-                        gate.set(GateState::Parked);
+                        gate.park();
                         continue 'start;
                     }
                     Action::Start { vcpu, registers } => {
@@ -176,6 +182,7 @@ impl Shared {
                             other.start(Some(registers));
                         }
                     }
+                    Action::Set(registers) => vcpu.set_registers(&registers)?,
                     Action::End(end) => {
                         if let End::Crash(_) = end {
                             log::warn!("vCPU {index}: {}", vcpu.dump());

@@ -392,13 +392,9 @@ mod tests {
             vm.record().starts[..],
             [(0, None), (1, Some(RegisterState(vec![("pc", 0x2000)])))]
         );
-        // Started again, it goes on; a start before it has parked is ignored,
-        // hence until it has.
-        let ended = (0..1000).any(|_| {
-            shared.gates[1].start(None);
-            events.recv_timeout(Duration::from_millis(10)).is_ok()
-        });
-        assert!(ended);
+        // Started again, it goes on, whether it has come to its gate or not.
+        shared.gates[1].start(None);
+        assert!(events.recv_timeout(Duration::from_secs(60)).is_ok());
         threads.stop();
     }
 }

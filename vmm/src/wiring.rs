@@ -68,6 +68,11 @@ impl Wiring {
         self.power.clone()
     }
 
+    /// The VM in the hypervisor, for what an exit handler asks of it.
+    pub fn vm(&self) -> Arc<dyn hv::Vm> {
+        self.vm.clone()
+    }
+
     /// The PCI root, for machines that reach configuration space by other means
     /// than ECAM.
     pub fn pci(&self) -> Option<Arc<PciRoot>> {

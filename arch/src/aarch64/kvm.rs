@@ -209,7 +209,13 @@ impl KvmMachine for Aarch64Machine {
         Ok(Vec::new())
     }
 
-    fn init_vcpu(&self, vm: &VmFd, vcpu: &VcpuFd, index: u32) -> Result<()> {
+    fn init_vcpu(
+        &self,
+        vm: &VmFd,
+        _controllers: &[DeviceFd],
+        vcpu: &VcpuFd,
+        index: u32,
+    ) -> Result<()> {
         let mut init = kvm_vcpu_init::default();
         vm.get_preferred_target(&mut init)
             .map_err(|errno| Error::io("KVM_ARM_PREFERRED_TARGET", errno))?;

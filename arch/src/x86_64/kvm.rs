@@ -112,7 +112,13 @@ impl KvmMachine for X86Machine {
         Ok(Vec::new())
     }
 
-    fn init_vcpu(&self, vm: &VmFd, vcpu: &VcpuFd, index: u32) -> Result<()> {
+    fn init_vcpu(
+        &self,
+        vm: &VmFd,
+        _controllers: &[DeviceFd],
+        vcpu: &VcpuFd,
+        index: u32,
+    ) -> Result<()> {
         let topology = cpuid::Topology {
             cpus: self.plan.cpus,
             cpu: index,

@@ -171,6 +171,15 @@ impl PciRoot {
         }
     }
 
+    /// Writes at `offset` of BAR `bar` of the function `bdf`, wherever the BAR
+    /// is and whether it is decoded or not: as firmware sets a device up that
+    /// the guest only then drives.
+    pub fn bar_write(&self, bdf: Bdf, bar: u8, offset: u64, data: &[u8]) {
+        if let Some(function) = self.function(bdf) {
+            function.bar_write(bar, offset, data);
+        }
+    }
+
     /// Resets every function, as at the reset of the machine.
     pub fn reset(&self) {
         let state = self.state();

@@ -5,7 +5,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossvisor_devices::notify::Doorbell;
 use kvm_bindings::{
@@ -98,6 +98,12 @@ impl KvmVm {
     }
 }
 
+impl KvmVm {
+    fn devices(&self) -> MutexGuard<'_, Vec<DeviceFd>> {
+        self.devices.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// The machine's KVM side.
 fn kvm_side(machine: &dyn Machine) -> Result<&dyn KvmMachine> {
     machine.kvm().ok_or_else(|| {
@@ -119,18 +125,14 @@ impl Vm for KvmVm {
             .fd
             .create_vcpu(side.vcpu_id(index))
             .map_err(|errno| Error::io(format!("KVM_CREATE_VCPU for vCPU {index}"), errno))?;
-        side.init_vcpu(&self.fd, &fd, index)?;
+        side.init_vcpu(&self.fd, &self.devices(), &fd, index)?;
         let machine = self.machine.clone();
         Ok(Box::new(KvmVcpu { fd, machine, index }))
     }
 
     fn finish(&self) -> Result<()> {
         let made = kvm_side(self.machine.as_ref())?.finish_controllers(&self.fd)?;
-        let mut devices = self
-            .devices
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        devices.extend(made);
+        self.devices().extend(made);
         Ok(())
     }
 
@@ -149,7 +151,7 @@ impl Vm for KvmVm {
     fn set_routes(&self, routes: &[(u32, Route)]) -> io::Result<()> {
         let entries: Vec<_> = routes
             .iter()
-            .map(|(gsi, route)| routing_entry(*gsi, route))
+            .filter_map(|(gsi, route)| routing_entry(*gsi, route))
             .collect();
         let table = KvmIrqRouting::from_entries(&entries)
             .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
@@ -183,6 +185,10 @@ impl Vm for KvmVm {
         }
         Ok(())
     }
+
+    fn set_registers(&self, registers: &RegisterState) -> Result<()> {
+        kvm_side(self.machine.as_ref())?.set_vm_registers(&self.fd, registers)
+    }
 }
 
 fn doorbell_address(bell: Doorbell) -> io::Result<IoEventAddress> {
@@ -193,7 +199,8 @@ fn doorbell_address(bell: Doorbell) -> io::Result<IoEventAddress> {
     }
 }
 
-fn routing_entry(gsi: u32, route: &Route) -> kvm_irq_routing_entry {
+/// An entry of the table; none for what is no matter of the table's.
+fn routing_entry(gsi: u32, route: &Route) -> Option<kvm_irq_routing_entry> {
     let mut entry = kvm_irq_routing_entry {
         gsi,
         ..Default::default()
@@ -218,8 +225,9 @@ fn routing_entry(gsi: u32, route: &Route) -> kvm_irq_routing_entry {
                 entry.u.msi.__bindgen_anon_1.devid = device_id;
             }
         }
+        Route::Source(_) => return None,
     }
-    entry
+    Some(entry)
 }
 
 /// A vCPU of KVM.
@@ -328,6 +336,10 @@ impl Vcpu for KvmVcpu {
             sync_regs,
         }));
         Ok(())
+    }
+
+    fn set_registers(&mut self, registers: &RegisterState) -> Result<()> {
+        kvm_side(self.machine.as_ref())?.set_vcpu_registers(&self.fd, registers)
     }
 
     fn dump(&self) -> String {
