@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::initramfs::elf::Executable;
+use crate::initramfs::Executable;
 use crate::initramfs::{ModuleTree, ModulesError};
 
 /// Something of the host's was not found.

@@ -53,20 +53,7 @@ pub fn add(
         initramfs.add(&built.join(binary), &format!("{TESTS}/{binary}"))?;
     }
     let guest = &parts.guest_kernel;
-    let release = &guest.release;
-    // The machine's own kernel is there already.
-    let (kernel, modules) = if *release == parts.kernel.release {
-        (
-            format!("/boot/vmlinuz-{release}"),
-            format!("/lib/modules/{release}"),
-        )
-    } else {
-        let kernel = format!("{TESTS}/assets/kernel");
-        let modules = format!("{TESTS}/assets/modules/{release}");
-        initramfs.add(&guest.image, &kernel)?;
-        initramfs.guest_modules(guest, &modules)?;
-        (kernel, modules)
-    };
+    let (kernel, modules) = guest_kernel(parts, initramfs)?;
     let mut kernel_formats = BTreeMap::new();
     for (format, image) in formats(cache, guest, parts.machine.arch)? {
         let path = match image {
@@ -90,6 +77,29 @@ pub fn add(
     };
     let json = serde_json::to_vec_pretty(&manifest).map_err(crate::error::Error::said_by)?;
     initramfs.add_bytes(&format!("{TESTS}/assets/manifest.json"), json)
+}
+
+/// Puts the kernel for guests, as packaged, into the initramfs of a lab machine;
+/// returns where it and its modules are there.
+///
+/// # Errors
+///
+/// When a file can't be read.
+pub fn guest_kernel(parts: &Parts, initramfs: &mut Initramfs) -> Result<(String, String)> {
+    let guest = &parts.guest_kernel;
+    let release = &guest.release;
+    // The machine's own kernel is there already.
+    if *release == parts.kernel.release {
+        return Ok((
+            format!("/boot/vmlinuz-{release}"),
+            format!("/lib/modules/{release}"),
+        ));
+    }
+    let kernel = format!("{TESTS}/assets/kernel");
+    let modules = format!("{TESTS}/assets/modules/{release}");
+    initramfs.add(&guest.image, &kernel)?;
+    initramfs.guest_modules(guest, &modules)?;
+    Ok((kernel, modules))
 }
 
 /// One way to convert a packaged image into another format.

@@ -391,7 +391,7 @@ impl Session<'_> {
 }
 
 /// The lines that a child prints, from a thread of their own.
-fn lines_of(output: Option<std::process::ChildStdout>) -> mpsc::Receiver<String> {
+pub fn lines_of(output: Option<std::process::ChildStdout>) -> mpsc::Receiver<String> {
     let (sender, receiver) = mpsc::channel();
     if let Some(output) = output {
         std::thread::spawn(move || {

@@ -121,6 +121,15 @@ impl Initramfs {
         self.builder.add_tree(host, path).map_err(Error::said_by)
     }
 
+    /// Adds a file of this machine as `path`, following symbolic links.
+    ///
+    /// # Errors
+    ///
+    /// When it can't be read.
+    pub fn add_file(&mut self, host: &Path, path: &str) -> Result<()> {
+        self.builder.add_file(host, path).map_err(Error::said_by)
+    }
+
     /// Adds bytes as the file `path`.
     ///
     /// # Errors

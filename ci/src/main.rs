@@ -10,10 +10,11 @@
 //!   are what guests run; [`checkers`] read back what guests read.
 //! - [`machines`] is the table of machines, [`l1`] starts one.
 //! - [`run`] is `cargo lab run`; [`test`] is `cargo lab test`, with [`guest`],
-//!   [`assets`] and [`results`].
+//!   [`assets`] and [`results`]; [`bench`] is `cargo lab bench`.
 
 mod archive;
 mod assets;
+mod bench;
 mod cache;
 mod checkers;
 mod emulator;
@@ -91,6 +92,24 @@ enum Command {
         #[arg(value_name = "FILTER")]
         filters: Vec<String>,
     },
+    /// Measure crossvisor against QEMU, both in the same lab machine.
+    ///
+    /// The same kernel and initramfs, the VMMs taking turns: process start to
+    /// guest init and to exit with 1 and 4 vCPUs, resident memory beyond the
+    /// guest's, exits to user space until init by reason, size of the program.
+    /// An emulated machine's times mean nothing by themselves: look at the
+    /// ratios, and at their spread. A missed aim is no failure.
+    Bench {
+        /// The architecture; this machine's by default.
+        #[arg(long)]
+        arch: Option<String>,
+        /// Always use this lab machine.
+        #[arg(long)]
+        machine: Option<String>,
+        /// Timed rounds for each number of vCPUs.
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+        rounds: u32,
+    },
     /// Get all that the other commands need.
     Setup {
         /// For one architecture only.
@@ -141,6 +160,15 @@ fn act(command: Command) -> Result<i32> {
             };
             let passed = test::run(&Cache::open()?, &selection)?;
             Ok(i32::from(!passed))
+        }
+        Command::Bench {
+            arch,
+            machine,
+            rounds,
+        } => {
+            let (target, machine) = choose(arch.as_deref(), machine.as_deref())?;
+            let target = target.map_or_else(Target::native, Ok)?;
+            bench::run(&Cache::open()?, target, machine, rounds).map(|()| 0)
         }
         Command::Setup { arch } => {
             let cache = Cache::open()?;

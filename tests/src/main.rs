@@ -5,6 +5,7 @@
 //! each other.
 
 mod bad_input;
+mod bench;
 mod boot;
 mod check;
 mod console;
@@ -49,9 +50,15 @@ const THEMES: [&[Test]; 12] = [
 ];
 
 fn main() -> ExitCode {
+    if bench::is_init() {
+        bench::become_init();
+    }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let result = match arguments.split_first() {
         Some((first, rest)) if first == inside::COMMAND => inside(rest),
+        Some((first, rest)) if first == bench::COMMAND => bench::run(rest)
+            .map(|()| ExitCode::SUCCESS)
+            .map_err(|failure| failure.to_string()),
         // In a guest, where it is called `tool`, that word is left out.
         _ if called_tool() => inside(&arguments),
         _ => tests(arguments),

@@ -12,27 +12,37 @@ use crate::source::{OpenError, Source};
 
 /// An ELF executable or shared library.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Executable {
+pub struct Executable {
     /// What it was built for.
     pub machine: Machine,
     /// The dynamic loader (`PT_INTERP`); none when it is static.
     pub interpreter: Option<String>,
     /// The name that it is linked by, of a library.
     pub soname: Option<String>,
+    /// The libraries that it is linked with (`DT_NEEDED`), by name.
+    pub needed: Vec<String>,
 }
 
 /// Why a file is no executable.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
+pub enum Error {
+    /// The file can't be read.
     #[error("{0}")]
     Open(#[from] OpenError),
+    /// It is something else.
     #[error("not an ELF executable")]
     NotElf,
+    /// It does not hold together.
     #[error("damaged ELF executable: {0}")]
     Damaged(#[from] object::Error),
 }
 
 impl Executable {
+    /// Reads the headers of the file `path`.
+    ///
+    /// # Errors
+    ///
+    /// When it can't be read, or is no sound ELF executable.
     pub fn open(path: &Path) -> Result<Executable, Error> {
         let source = Source::open(path)?;
         let start = source.prefix(5).map_err(OpenError::from)?;
@@ -61,6 +71,7 @@ where
     let segments = header.program_headers(endian, data)?;
     let mut interpreter = None;
     let mut soname = None;
+    let mut needed = Vec::new();
     for segment in segments {
         if let Some(path) = segment.interpreter(endian, data)? {
             interpreter = Some(String::from_utf8_lossy(path).into_owned());
@@ -68,20 +79,16 @@ where
         let Some(dynamic) = segment.dynamic(endian, data)? else {
             continue;
         };
-        let value = |tag: elf::DynamicTag| {
-            let entry = dynamic.iter().find(|d| d.d_tag(endian) == tag);
-            entry.map(|d| d.d_val(endian).into())
+        let values = |tag: elf::DynamicTag| {
+            let entries = dynamic.iter().filter(move |d| d.d_tag(endian) == tag);
+            entries.map(|d| -> u64 { d.d_val(endian).into() })
         };
-        let (Some(at), Some(table), Some(size)) = (
-            value(elf::DT_SONAME),
-            value(elf::DT_STRTAB),
-            value(elf::DT_STRSZ),
-        ) else {
+        let (Some(table), Some(size)) =
+            (values(elf::DT_STRTAB).next(), values(elf::DT_STRSZ).next())
+        else {
             continue;
         };
         // The string table's address is virtual: find it in a segment.
-        let table: u64 = table;
-        let size: u64 = size;
         let offset = segments.iter().find_map(|s| {
             let from: u64 = s.p_vaddr(endian).into();
             let offset: u64 = s.p_offset(endian).into();
@@ -91,17 +98,21 @@ where
                 .flatten()
                 .and_then(|o| offset.checked_add(o))
         });
-        if let Some(offset) = offset
-            && let Some(end) = offset.checked_add(size)
-            && let Ok(at) = u32::try_from(at)
-            && let Ok(name) = StringTable::new(data, offset, end).get(at)
-        {
-            soname = Some(String::from_utf8_lossy(name).into_owned());
-        }
+        let Some((offset, end)) = offset.and_then(|o| Some((o, o.checked_add(size)?))) else {
+            continue;
+        };
+        let strings = StringTable::new(data, offset, end);
+        let name = |at: u64| {
+            let name = strings.get(u32::try_from(at).ok()?).ok()?;
+            Some(String::from_utf8_lossy(name).into_owned())
+        };
+        soname = values(elf::DT_SONAME).find_map(name);
+        needed = values(elf::DT_NEEDED).filter_map(name).collect();
     }
     Ok(Executable {
         machine,
         interpreter,
         soname,
+        needed,
     })
 }

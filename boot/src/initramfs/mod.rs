@@ -3,7 +3,7 @@
 mod builder;
 mod config;
 pub mod cpio;
-pub(crate) mod elf;
+mod elf;
 pub mod init;
 mod modules;
 
@@ -12,4 +12,5 @@ pub use config::{
     AtEnd, IO_PORT, InitConfig, Io, Mount, PATH as CONFIG_PATH, STATUS_PORT, STDERR_PORT,
     STDIN_PORT,
 };
+pub use elf::{Error as ExecutableError, Executable};
 pub use modules::{Error as ModulesError, Module, ModuleTree};
