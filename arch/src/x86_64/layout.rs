@@ -58,8 +58,10 @@ pub const HIGH_RAM: u64 = MIB;
 pub const LOW_RAM_END: u64 = 3 * GIB;
 /// PCI memory below 4 GiB.
 pub const PCI_MMIO32: Range = Range::new(LOW_RAM_END, 512 * MIB);
-/// PCI configuration space, for 256 buses.
-pub const PCI_ECAM: Range = Range::new(0xe000_0000, 256 * MIB);
+/// PCI configuration space of bus 0; the map has room for 256 buses. No more are
+/// told of than there are: Linux looks for devices on each of them, in 32 slots
+/// by port I/O (`pcibios_fixup_peer_bridges`).
+pub const PCI_ECAM: Range = Range::new(0xe000_0000, MIB);
 /// Virtio-mmio register blocks, a page for each.
 pub const VIRTIO_MMIO: Range = Range::new(0xf000_0000, 0x10_0000);
 /// Distance between virtio-mmio register blocks.
