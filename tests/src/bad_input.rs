@@ -88,7 +88,7 @@ fn kernels(lab: &Lab) -> Result {
 
     // Of another architecture, in that one's own format and as ELF.
     let (other, name, elf) = match lab.is("x86_64") {
-        true => (arm64_image(), "arm64", elf_for(183)),
+        true => (arm64_image(), "aarch64", elf_for(183)),
         false => (bzimage(), "x86", elf_for(62)),
     };
     let other = text(&lab.file("other", &other)?);
