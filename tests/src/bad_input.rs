@@ -13,15 +13,15 @@ use crate::runner::{Test, test};
 
 /// The tests of this theme.
 pub const TESTS: &[Test] = &[
-    test("refused-kernels", 60, kernels),
-    test("refused-initrds", 60, initrds),
+    test("refused-kernels", 60, kernels).once(),
+    test("refused-initrds", 60, initrds).once(),
     test("refused-cpus-and-memory", 60, cpus_and_memory),
-    test("refused-option-values", 60, option_values),
-    test("refused-disks", 60, disks),
-    test("refused-disk-of-another-vm", 200, locked_disk),
-    test("refused-taps", 60, taps),
-    test("refused-without-kvm", 60, without_kvm),
-    test("refused-without-permission", 60, without_permission),
+    test("refused-option-values", 60, option_values).once(),
+    test("refused-disks", 60, disks).once(),
+    test("refused-disk-of-another-vm", 200, locked_disk).once(),
+    test("refused-taps", 60, taps).once(),
+    test("refused-without-kvm", 60, without_kvm).once(),
+    test("refused-without-permission", 60, without_permission).once(),
 ];
 
 const KVM: &str = "/dev/kvm";

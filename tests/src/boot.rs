@@ -17,7 +17,7 @@ pub const TESTS: &[Test] = &[
     format("boot-gzip", aarch64, |lab| boots(lab, "gzip")),
     format("boot-zboot", aarch64, |lab| boots(lab, "zboot")),
     test("boot-host-kernel", 150, host_kernel),
-    test("boot-own-initrd", 150, own_initrd),
+    test("boot-own-initrd", 150, own_initrd).once(),
 ];
 
 const fn format(name: &'static str, on: fn(Machine<'_>) -> bool, run: fn(&Lab) -> Result) -> Test {

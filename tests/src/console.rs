@@ -10,8 +10,8 @@ use crate::runner::{Test, test};
 /// The tests of this theme.
 pub const TESTS: &[Test] = &[
     test("console-serial-and-power-off", 200, serial),
-    test("console-virtio-and-quit", 200, virtio),
-    test("console-none", 150, none),
+    test("console-virtio-and-quit", 200, virtio).once(),
+    test("console-none", 150, none).once(),
 ];
 
 /// The shell's prompt.

@@ -8,7 +8,7 @@ use crate::lab::Lab;
 use crate::runner::{Test, test};
 
 /// The tests of this theme.
-pub const TESTS: &[Test] = &[test("cpus-1", 150, one), test("cpus-4", 200, four)];
+pub const TESTS: &[Test] = &[test("cpus-1", 150, one).once(), test("cpus-4", 200, four)];
 
 const SCRIPT: &str = "
     echo online=$(cat /sys/devices/system/cpu/online)

@@ -14,7 +14,7 @@ use crate::runner::{Test, test};
 pub const TESTS: &[Test] = &[
     test("disk-both-ways", 200, both_ways),
     test("disk-discard-and-write-zeroes", 200, discard),
-    test("disk-several-serial-read-only", 200, several),
+    test("disk-several-serial-read-only", 200, several).once(),
 ];
 
 const MIB: usize = 1 << 20;

@@ -10,8 +10,8 @@ use crate::runner::{Test, test};
 /// The tests of this theme.
 pub const TESTS: &[Test] = &[
     test("doctor-report", 60, doctor),
-    test("plan-of-every-architecture", 60, plans),
-    test("help-manual-and-completions", 60, help),
+    test("plan-of-every-architecture", 60, plans).once(),
+    test("help-manual-and-completions", 60, help).once(),
 ];
 
 /// This machine's KVM runs kernels, and doctor says so, to people and programs.

@@ -15,7 +15,7 @@ use crate::runner::{Machine, Test, test};
 /// The tests of this theme.
 pub const TESTS: &[Test] = &[
     test("exec-status-and-streams", 200, streams),
-    test("exec-killed-by-signal", 150, killed),
+    test("exec-killed-by-signal", 150, killed).once(),
     test("reset-in-place", 200, reset),
     test("panic-told-apart", 150, panic),
     Test {
@@ -25,7 +25,7 @@ pub const TESTS: &[Test] = &[
         run: triple_fault,
     },
     test("sigterm-powers-off", 200, sigterm),
-    test("sigint-twice-ends", 150, sigint),
+    test("sigint-twice-ends", 150, sigint).once(),
 ];
 
 /// Standard input, output and error are the command's, every byte as it was,

@@ -10,11 +10,11 @@ use crate::runner::{Test, test};
 
 /// The tests of this theme.
 pub const TESTS: &[Test] = &[
-    test("memory-64m", 150, smallest),
+    test("memory-64m", 150, smallest).once(),
     test("memory-512m", 150, |lab| {
         sees(lab, "512M", 512, 64).map(drop)
     }),
-    test("memory-3g", 200, |lab| sees(lab, "3G", 3072, 128).map(drop)),
+    test("memory-3g", 200, |lab| sees(lab, "3G", 3072, 128).map(drop)).once(),
     test("memory-above-4g", 200, above_4g),
     test("memory-hugepages", 200, hugepages),
 ];
@@ -38,7 +38,7 @@ fn smallest(lab: &Lab) -> Result {
         ("64M", 64)
     };
     let script = "grep MemTotal /proc/meminfo; grep 'System RAM' /proc/iomem
-                  head -c 1M /dev/zero | wc -c";
+                  head -c 1048576 /dev/zero | wc -c";
     let run = lab.run().args(&["--memory", size]).exec(script);
     let out = run.output()?.succeeds()?;
     let all = mebibytes << 10;

@@ -16,7 +16,7 @@ use crate::tap;
 /// The tests of this theme.
 pub const TESTS: &[Test] = &[
     test("net-ping-and-bulk-on-queues", 240, queues),
-    test("net-tap-made-for-the-vm", 200, made),
+    test("net-tap-made-for-the-vm", 200, made).once(),
 ];
 
 /// Bits of virtio-net's features (virtio 1.2, section 5.1.3).

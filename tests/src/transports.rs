@@ -10,7 +10,7 @@ pub const TESTS: &[Test] = &[
     test("pci-with-messages-and-entropy", 150, pci),
     test("pci-with-wires", 150, wires),
     test("mmio", 150, mmio),
-    test("no-entropy-device", 150, no_entropy),
+    test("no-entropy-device", 150, no_entropy).once(),
     irqchip("irqchip-gicv3-its", gicv3, |lab| {
         controller(lab, "gicv3-its", "ITS-PCI-MSIX", 4)
     }),
