@@ -1,5 +1,6 @@
 //! Decompression with a bound on the output, for kernels and kernel modules.
 
+use std::cell::Cell;
 use std::fmt;
 use std::io::{self, Read};
 
@@ -63,6 +64,20 @@ impl Compression {
     /// appends the length, boot loaders a device tree) is ignored. Never holds
     /// more than about `limit` bytes of output.
     pub(crate) fn decompress(self, input: impl Read, limit: u64) -> Result<Vec<u8>, Error> {
+        let ended = Cell::new(false);
+        let input = Watched {
+            input,
+            ended: &ended,
+        };
+        let decompressed = self.decompress_all(input, limit);
+        // Each decoder has its own words for it.
+        match decompressed {
+            Err(Error::Damaged(..)) if ended.get() => Err(Error::Truncated(self)),
+            decompressed => decompressed,
+        }
+    }
+
+    fn decompress_all(self, input: impl Read, limit: u64) -> Result<Vec<u8>, Error> {
         let input = io::BufReader::with_capacity(64 << 10, input);
         match self {
             Compression::Gzip => {
@@ -101,12 +116,31 @@ pub enum Error {
     /// No decoder here for this format.
     #[error("{0} compression is not supported: decompress it first (gzip, zstd and xz are)")]
     Unsupported(Compression),
-    /// The stream is truncated or corrupt.
+    /// The input ends before the stream does.
+    #[error("truncated {0} data")]
+    Truncated(Compression),
+    /// The stream is corrupt.
     #[error("damaged {0} data: {1}")]
     Damaged(Compression, String),
     /// More output than anything sensible gives.
     #[error("{0} data decompresses to more than {limit} MiB", limit = .1 >> 20)]
     TooLarge(Compression, u64),
+}
+
+/// Takes note when more is wanted of an input than it has.
+struct Watched<'a, R> {
+    input: R,
+    ended: &'a Cell<bool>,
+}
+
+impl<R: Read> Read for Watched<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.input.read(buffer)?;
+        if count == 0 && !buffer.is_empty() {
+            self.ended.set(true);
+        }
+        Ok(count)
+    }
 }
 
 fn read_bounded(decoder: impl Read, kind: Compression, limit: u64) -> Result<Vec<u8>, Error> {
@@ -166,7 +200,7 @@ mod tests {
             for len in 0..bytes.len() {
                 match kind.decompress(&bytes[..len], 1 << 20) {
                     Ok(out) => assert_eq!(out, data, "{kind} cut at {len}"),
-                    Err(e) => assert!(matches!(e, Error::Damaged(..)), "{e}"),
+                    Err(e) => assert!(matches!(e, Error::Truncated(..)), "{e}"),
                 }
             }
         }

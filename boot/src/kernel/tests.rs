@@ -713,7 +713,7 @@ fn what_is_no_kernel_is_told() {
     assert!(message(b"#!/bin/sh\n".to_vec()).contains("known format"));
     assert!(message(b"MZ\x90\0 This program cannot be run".to_vec()).contains("EFI"));
     assert!(message(b"BZh91AY&SY".to_vec()).contains("bzip2 compression is not supported"));
-    assert!(message(vec![0x1f, 0x8b, 8]).contains("damaged gzip"));
+    assert!(message(vec![0x1f, 0x8b, 8]).contains("truncated gzip"));
 }
 
 #[test]
