@@ -10,6 +10,7 @@ pub mod bus;
 pub mod chardev;
 pub mod disk;
 pub mod fd;
+pub mod hvterm;
 pub mod i8042;
 pub mod irq;
 pub mod notify;
