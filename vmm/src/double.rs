@@ -46,6 +46,8 @@ pub struct Record {
     pub lines: Vec<(u32, bool)>,
     /// GSIs with an irqfd.
     pub irqfds: Vec<u32>,
+    /// GSIs that an irqfd was ever given to.
+    pub attached: Vec<u32>,
     /// The last table of routes.
     pub routes: Vec<(u32, Route)>,
     /// Doorbells with an event.
@@ -103,7 +105,9 @@ impl Vm for ScriptedVm {
     }
 
     fn attach_irqfd(&self, _event: &EventFd, gsi: u32) -> io::Result<()> {
-        self.record().irqfds.push(gsi);
+        let mut record = self.record();
+        record.irqfds.push(gsi);
+        record.attached.push(gsi);
         Ok(())
     }
 
