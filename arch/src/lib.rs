@@ -5,6 +5,8 @@
 //! host, except its `kvm.rs`.
 
 pub mod aarch64;
+mod initrd;
+mod random;
 pub mod x86_64;
 
 use crossvisor_vmm::arch::Architecture;

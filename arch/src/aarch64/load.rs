@@ -7,14 +7,16 @@
 //! kernel and initrd holds up to 31 GiB of both.
 
 use crossvisor_boot::kernel::{Arm64Image, Format, PageSize};
-use crossvisor_boot::{Initrd, KernelImage, Machine as Target};
+use crossvisor_boot::{KernelImage, Machine as Target};
 use crossvisor_vmm::arch::{Host, RegisterState};
-use crossvisor_vmm::config::{self, BootImages};
+use crossvisor_vmm::config::BootImages;
 use crossvisor_vmm::error::{Error, Result};
 use crossvisor_vmm::plan::Range;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::fdt::{self, Contents, Loading};
+use crate::initrd::InitrdBytes;
+use crate::random;
 
 /// The largest device tree that the kernel maps, in bytes; its place is aligned
 /// to as much, so that one block maps it.
@@ -164,53 +166,13 @@ fn place(ram: Range, header: &Arm64Image, footprint: u64, initrd: Option<u64>) -
 /// What loading adds to the device tree.
 fn seeded(initrd: Option<Range>) -> Result<Loading> {
     let mut seeds = [0; 8 + RNG_SEED];
-    let mut filled = 0;
-    while let Some(rest) = seeds.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        let flags = rustix::rand::GetRandomFlags::empty();
-        filled += rustix::io::retry_on_intr(|| rustix::rand::getrandom(&mut *rest, flags))
-            .map_err(|errno| Error::io("getrandom", errno))?;
-    }
+    random::fill(&mut seeds)?;
     let (kaslr, rng) = seeds.split_at(8);
     Ok(Loading {
         initrd,
         kaslr_seed: <[u8; 8]>::try_from(kaslr).ok().map(u64::from_le_bytes),
         rng_seed: rng.to_vec(),
     })
-}
-
-/// The bytes of an initrd.
-enum InitrdBytes<'a> {
-    File(Initrd),
-    Built(&'a [u8]),
-}
-
-impl<'a> InitrdBytes<'a> {
-    fn open(initrd: &'a config::Initrd) -> Result<Self> {
-        match initrd {
-            config::Initrd::File(path) => Initrd::open(path)
-                .map(InitrdBytes::File)
-                .map_err(|error| Error::Boot(error.to_string())),
-            config::Initrd::Built(bytes) => Ok(InitrdBytes::Built(bytes)),
-        }
-    }
-
-    fn len(&self) -> u64 {
-        match self {
-            InitrdBytes::File(initrd) => initrd.len(),
-            InitrdBytes::Built(bytes) => bytes.len() as u64,
-        }
-    }
-
-    fn load(&self, memory: &GuestMemoryMmap, address: GuestAddress) -> Result<()> {
-        match self {
-            InitrdBytes::File(initrd) => initrd
-                .load(memory, address)
-                .map_err(|error| Error::Boot(error.to_string())),
-            InitrdBytes::Built(bytes) => memory
-                .write_slice(bytes, address)
-                .map_err(|error| Error::Boot(format!("the initrd does not fit: {error}"))),
-        }
-    }
 }
 
 #[cfg(test)]

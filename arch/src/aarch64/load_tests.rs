@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crossvisor_vmm::arch::Machine as _;
-use crossvisor_vmm::config::VmConfig;
+use crossvisor_vmm::config::{self, VmConfig};
 use dtoolkit::fdt::Fdt;
 use dtoolkit::{Node, Property};
 
