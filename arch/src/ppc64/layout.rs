@@ -1,0 +1,131 @@
+//! The address map.
+//!
+//! | from | what |
+//! |---|---|
+//! | 0 | RAM, in one piece |
+//! | 32 TiB + 2 GiB | PCI memory below 4 GiB |
+//! | 33 TiB | PCI memory above 4 GiB |
+//!
+//! What firmware would have: RTAS is a stub in RAM (see `load`), the console and
+//! the power of the machine are hypercalls. All of it is below 2^46, the
+//! smallest guest-physical address space that KVM-HV gives.
+
+use crossvisor_boot::cmdline;
+use crossvisor_vmm::arch::Host;
+use crossvisor_vmm::config::{Console, Transport, VmConfig};
+use crossvisor_vmm::error::{Error, Result};
+use crossvisor_vmm::plan::{self, Pci, PciSlots, PciWindow, Plan, Range};
+
+use super::mmu::Mmu;
+use super::xics;
+
+/// The most RAM: where PCI begins.
+const RAM_MAX: u64 = 32 << 40;
+/// The least that a Linux of today starts in.
+pub const RAM_MIN: u64 = 64 << 20;
+
+const PCI_MMIO32: PciWindow = PciWindow {
+    range: Range::new(RAM_MAX + (2 << 30), (2 << 30) - (64 << 10)),
+    bus_address: 2 << 30,
+};
+const PCI_MMIO64: PciWindow = PciWindow {
+    range: Range::new(33 << 40, 1 << 40),
+    bus_address: 33 << 40,
+};
+
+/// The longest command line without its NUL: powerpc's COMMAND_LINE_SIZE is 2048
+/// (arch/powerpc/include/uapi/asm/setup.h).
+const CMDLINE_MAX: usize = 2047;
+
+/// Plans a machine.
+///
+/// # Errors
+/// Names the option that cannot be met.
+pub fn plan(config: &VmConfig, host: &Host, mmu: Mmu) -> Result<Plan> {
+    check(config, host)?;
+    plan::transport(config, Transport::Pci, &[Transport::Pci])?;
+    let mut slots = PciSlots::default();
+    let devices = plan::devices(config, |_, _| slots.take())?;
+    let plan = Plan {
+        arch: super::NAME,
+        cpus: config.cpus,
+        memory: vec![Range::new(0, config.memory)],
+        irqchip: xics::NAME,
+        mmu: Some(mmu.name()),
+        regions: Vec::new(),
+        // Messages go by the numbers of their sources, and this table by none;
+        // what it counts only has to be apart.
+        first_free_gsi: 0,
+        pci: Some(Pci {
+            ecam: None,
+            mmio32: PCI_MMIO32,
+            mmio64: PCI_MMIO64,
+            intx: xics::INTX,
+            msi: true,
+        }),
+        devices,
+        cmdline: command_line(config)?,
+        guest_modules: Vec::new(),
+    };
+    plan.check(host.page_size)?;
+    Ok(plan)
+}
+
+fn check(config: &VmConfig, host: &Host) -> Result<()> {
+    if !(1..=host.max_vcpus).contains(&config.cpus) {
+        return Err(Error::config(
+            "--cpus",
+            format!(
+                "{} is not between 1 and {}, which this host's KVM allows",
+                config.cpus, host.max_vcpus
+            ),
+        ));
+    }
+    if let Some(irqchip) = config.irqchip.as_deref()
+        && ![xics::NAME, "auto"].contains(&irqchip)
+    {
+        return Err(Error::config(
+            "--irqchip",
+            format!(
+                "{irqchip} is not known here: ppc64le machines have {}, and so has auto",
+                xics::NAME
+            ),
+        ));
+    }
+    if !(RAM_MIN..=RAM_MAX).contains(&config.memory) {
+        return Err(Error::config(
+            "--memory",
+            format!(
+                "{} MiB: this machine has from {} MiB to {} MiB",
+                config.memory >> 20,
+                RAM_MIN >> 20,
+                RAM_MAX >> 20
+            ),
+        ));
+    }
+    if host.page_size == 0 || !config.memory.is_multiple_of(host.page_size) {
+        return Err(Error::config(
+            "--memory",
+            format!(
+                "{} bytes are not a multiple of this host's pages of {} bytes",
+                config.memory, host.page_size
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// The defaults and what the user adds. A panic needs no word here: Linux tells
+/// of it by RTAS.
+fn command_line(config: &VmConfig) -> Result<String> {
+    let console = match config.console {
+        Console::Native | Console::Virtio => "console=hvc0",
+        Console::None => "",
+    };
+    let defaults = match config.default_cmdline {
+        true => [console, "panic=-1"],
+        false => ["", ""],
+    };
+    let parts = defaults.into_iter().chain([config.cmdline.as_str()]);
+    cmdline::join(parts, CMDLINE_MAX).map_err(|error| Error::config("--cmdline", error.to_string()))
+}
