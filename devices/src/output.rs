@@ -18,6 +18,9 @@ const PIECE: usize = 4096;
 /// How long the last bytes get to leave when the output is dropped.
 const DRAIN_TIME: Duration = Duration::from_secs(2);
 
+/// How long a sink that would block is left alone.
+const RETRY_TIME: Duration = Duration::from_millis(5);
+
 /// A bounded buffer in front of a [`Write`], emptied by a thread of its own.
 ///
 /// What arrives in single bytes leaves in larger pieces. A sink that fails
@@ -202,14 +205,34 @@ fn drain(shared: &Shared, room: &EventFd, mut sink: Box<dyn Write + Send>, delay
         drop(state);
         shared.progress.notify_all();
 
-        if sink.write_all(&chunk).and_then(|()| sink.flush()).is_err() {
-            shared.lost.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-        }
+        let left = write(&mut *sink, &chunk);
+        shared.lost.fetch_add(left as u64, Ordering::Relaxed);
 
         state = shared.lock();
         state.in_flight = 0;
         shared.progress.notify_all();
     }
+}
+
+/// Writes all of `bytes`, or as many as the sink takes, and returns how many are
+/// left. A sink that would block is asked again: whoever shares a terminal or a
+/// pipe with this process may have made it so.
+fn write(sink: &mut dyn Write, bytes: &[u8]) -> usize {
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        match sink.write(rest) {
+            Ok(0) => break,
+            Ok(count) => rest = rest.get(count..).unwrap_or_default(),
+            Err(error) => match error.kind() {
+                io::ErrorKind::Interrupted => {}
+                io::ErrorKind::WouldBlock => thread::sleep(RETRY_TIME),
+                _ => break,
+            },
+        }
+    }
+    // What it took and cannot pass on is its own to count.
+    let _ = sink.flush();
+    rest.len()
 }
 
 #[cfg(test)]
@@ -343,6 +366,25 @@ pub(crate) mod tests {
             }
         }
         panic!("the piece did not leave");
+    }
+
+    #[test]
+    fn a_sink_that_would_block_gets_everything() {
+        use std::os::unix::net::UnixStream;
+        let (mut reader, writer) = UnixStream::pair().unwrap();
+        writer.set_nonblocking(true).unwrap();
+        let output = Output::new("out", Box::new(writer)).unwrap();
+        let text: Vec<u8> = (0..1_000_000u32).map(|i| (i % 251) as u8).collect();
+        let expected = text.clone();
+        let pusher = thread::spawn(move || {
+            output.push_all(&text, Duration::from_secs(60));
+            assert!(output.flush(Duration::from_secs(60)));
+            output.lost()
+        });
+        let mut got = vec![0; expected.len()];
+        io::Read::read_exact(&mut reader, &mut got).unwrap();
+        assert_eq!(got, expected);
+        assert_eq!(pusher.join().unwrap(), 0);
     }
 
     #[test]
