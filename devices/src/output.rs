@@ -15,6 +15,10 @@ pub const CAPACITY: usize = 64 * 1024;
 /// Bytes that are worth a write of their own.
 const PIECE: usize = 4096;
 
+/// Bytes that are written at once. The less, the sooner there is room again in
+/// front of a slow sink.
+const CHUNK: usize = 16 * 1024;
+
 /// How long the last bytes get to leave when the output is dropped.
 const DRAIN_TIME: Duration = Duration::from_secs(2);
 
@@ -49,6 +53,8 @@ struct State {
     starved: bool,
     /// The thread waits for bytes, and must be told of them.
     idle: bool,
+    /// Somebody has waited for room in vain, and there has been none since.
+    stuck: bool,
     /// Somebody waits for the bytes to leave.
     urgent: bool,
     closed: bool,
@@ -112,7 +118,9 @@ impl Output {
     }
 
     /// Takes all of `bytes`, waiting up to `patience` for room. What finds none
-    /// is lost, and counted.
+    /// is lost, and counted; from then on nothing waits until the sink has
+    /// taken something again, or a device that prints byte by byte would wait
+    /// for each.
     pub fn push_all(&self, bytes: &[u8], patience: Duration) {
         let mut rest = bytes;
         let deadline = Instant::now() + patience;
@@ -122,17 +130,19 @@ impl Output {
             if rest.is_empty() {
                 return;
             }
-            let state = self.shared.lock();
+            let mut state = self.shared.lock();
+            if state.bytes.len() < CAPACITY {
+                continue;
+            }
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if left.is_zero() || state.stuck {
+                state.stuck = true;
                 self.shared
                     .lost
                     .fetch_add(rest.len() as u64, Ordering::Relaxed);
                 return;
             }
-            if state.bytes.len() >= CAPACITY {
-                drop(self.shared.progress.wait_timeout(state, left));
-            }
+            drop(self.shared.progress.wait_timeout(state, left));
         }
     }
 
@@ -175,7 +185,7 @@ impl Drop for Output {
 
 /// The thread: takes what is there, writes it, until closed and empty.
 fn drain(shared: &Shared, room: &EventFd, mut sink: Box<dyn Write + Send>, delay: Duration) {
-    let mut chunk = Vec::with_capacity(CAPACITY);
+    let mut chunk = Vec::with_capacity(CHUNK);
     let mut state = shared.lock();
     loop {
         state.idle = true;
@@ -195,8 +205,10 @@ fn drain(shared: &Shared, room: &EventFd, mut sink: Box<dyn Write + Send>, delay
                 .unwrap_or_else(PoisonError::into_inner);
         }
         chunk.clear();
-        chunk.extend(state.bytes.drain(..));
+        let taken = state.bytes.len().min(CHUNK);
+        chunk.extend(state.bytes.drain(..taken));
         state.in_flight = chunk.len();
+        state.stuck = false;
         if std::mem::take(&mut state.starved) {
             // An eventfd write fails only when its counter is full, and then it
             // is signalled already.
@@ -328,10 +340,18 @@ pub(crate) mod tests {
         assert!(!output.flush(Duration::from_millis(20)));
         output.push_all(&[1, 2, 3], Duration::from_millis(20));
         assert_eq!(output.lost(), 3);
+        // It has been waited for once: nobody waits again.
+        for _ in 0..1000 {
+            output.push_all(&[4], Duration::from_secs(3600));
+        }
+        assert_eq!(output.lost(), 1003);
         sink.open();
         assert!(output.flush(Duration::from_secs(10)));
         assert!(output.room().read().is_ok());
         assert_eq!(sink.captured.bytes().len(), pushed);
+        output.push_all(&[5], Duration::from_secs(10));
+        assert!(output.flush(Duration::from_secs(10)));
+        assert_eq!(output.lost(), 1003);
     }
 
     #[test]

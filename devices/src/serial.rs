@@ -20,7 +20,7 @@ use crate::output::Output;
 /// Number of registers.
 pub const REGISTERS: u64 = 8;
 
-/// How long a vCPU waits for a full output buffer before a byte is dropped.
+/// How long a vCPU waits for a full output buffer before bytes are dropped.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How long a byte may wait for others before it goes to the host.
 const COLLECT_TIME: Duration = Duration::from_millis(1);
