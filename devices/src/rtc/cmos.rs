@@ -40,6 +40,9 @@ const B_24_HOURS: u8 = 1 << 1;
 const D_VALID: u8 = 1 << 7;
 const HOURS_PM: u8 = 1 << 7;
 
+/// The last year that the registers can show.
+const YEAR_MAX: i64 = 9999;
+
 /// How long before a new second the update flag is up (data sheet: 244 us).
 const UPDATE_TIME: Duration = Duration::from_micros(244);
 
@@ -139,6 +142,8 @@ impl Cmos {
                     YEAR => time.year = time.year.div_euclid(100) * 100 + number,
                     _ => time.year = number * 100 + time.year.rem_euclid(100),
                 }
+                // Fields out of range carry over, but not without end.
+                time.year = time.year.clamp(0, YEAR_MAX);
                 if state.halted.is_some() {
                     state.halted = Some(time);
                 } else {
@@ -325,5 +330,17 @@ mod tests {
         cmos.read(0, &mut []);
         cmos.write(9, &[1]);
         cmos.write(1, &[]);
+    }
+
+    #[test]
+    fn setting_it_forward_again_and_again_ends_with_the_last_year() {
+        let (cmos, _clock) = stopped_at(Duration::from_secs(LEAP));
+        for _ in 0..1000 {
+            for register in [YEAR, DAY, HOURS] {
+                write(&cmos, register, 0xff);
+            }
+        }
+        let year = cmos.now(&cmos.lock()).year;
+        assert!(year <= YEAR_MAX + 1, "{year}");
     }
 }
