@@ -178,7 +178,8 @@ impl PairHandler {
             };
             if room == 0 || len > room {
                 // Chains as many as there are descriptors are all there can be.
-                if room > 0 && (!self.mergeable || self.taken.len() >= queue.size().into()) {
+                let all = self.taken.len() >= queue.size().into();
+                if all || (room > 0 && !self.mergeable) {
                     queue.complain(&"a packet was dropped: the driver's buffers are too small");
                     self.pending.clear();
                     packets += 1;
@@ -187,6 +188,9 @@ impl PairHandler {
                 // What comes after this is announced.
                 if queue.listen(mem) {
                     queue.ignore(mem);
+                    // A driver that goes on giving useless chains does not keep
+                    // the worker here either.
+                    packets += 1;
                     continue;
                 }
                 return End::Starved;
@@ -197,6 +201,9 @@ impl PairHandler {
             }
             self.complete(mem, queue, buffers, len);
             packets += 1;
+        }
+        if !self.pending.is_empty() {
+            queue.again();
         }
         End::Drained
     }
@@ -235,8 +242,9 @@ impl PairHandler {
         queue: &mut WorkerQueue,
         buffers: &mut BufferSet<'_>,
     ) -> Option<usize> {
-        // A driver that gives nothing but useless chains is left after a while.
-        for _ in 0..queue.size() {
+        // A driver that gives nothing but useless chains, or more than there can
+        // be, is left after a while.
+        for _ in self.taken.len()..queue.size().into() {
             let chain = queue.pop(mem)?;
             let head = chain.head_index();
             match buffers.add(chain) {
@@ -255,7 +263,20 @@ impl PairHandler {
                 }
                 Err(error) => queue.complain(&error),
             }
-            queue.complete(mem, head, 0);
+            match self.taken.last() {
+                None => queue.complete(mem, head, 0),
+                // Those that are taken go back to the queue together, and so
+                // must not have one among them that has been returned: it stays
+                // in its place, as a buffer without room.
+                Some(last) => {
+                    let end = last.buffers.end;
+                    self.taken.push(Taken {
+                        head,
+                        buffers: end..end,
+                        len: 0,
+                    });
+                }
+            }
         }
         None
     }

@@ -258,6 +258,16 @@ fn hostile_drivers_lose_packets_and_nothing_else() {
     }
     p.assert_alive();
 
+    // A useless buffer among good ones is returned once, in its turn.
+    let good = p.driver.queues[RX].add(&[into(BUFFERS, 100)]);
+    let bad = p.driver.queues[RX].add(&[out(BUFFERS, 100)]);
+    let next = p.driver.queues[RX].add(&[into(BUFFERS + 0x1000, 2000)]);
+    p.driver.queues[RX].expect_silence();
+    p.wire.send(&Pair::packet(500, 1)).unwrap();
+    let used = [(); 3].map(|()| p.driver.queues[RX].wait());
+    assert_eq!(used, [(good, 100), (bad, 0), (next, 400)]);
+    p.assert_alive();
+
     p.driver.queues[RX].jump(1000);
     p.wire.send(&Pair::packet(100, 0)).unwrap();
     p.driver.queues[RX].expect_silence();
