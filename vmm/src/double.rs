@@ -58,6 +58,8 @@ pub struct Record {
     pub vm_registers: Vec<RegisterState>,
     /// Registers that were set between two exits, by vCPU.
     pub registers: Vec<(u32, RegisterState)>,
+    /// Routes that no table may have.
+    refused: Vec<Route>,
 }
 
 /// A VM that is a record.
@@ -75,6 +77,12 @@ impl ScriptedVm {
             record: Arc::default(),
             scripts: Arc::new(scripts),
         }
+    }
+
+    /// Refuses tables with `route` from here on, as KVM does messages that lead
+    /// nowhere.
+    pub fn refuse(&self, route: Route) {
+        self.record().refused.push(route);
     }
 
     /// What has happened so far.
@@ -117,7 +125,14 @@ impl Vm for ScriptedVm {
     }
 
     fn set_routes(&self, routes: &[(u32, Route)]) -> io::Result<()> {
-        self.record().routes = routes.to_vec();
+        let mut record = self.record();
+        if routes
+            .iter()
+            .any(|(_, route)| record.refused.contains(route))
+        {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        record.routes = routes.to_vec();
         Ok(())
     }
 

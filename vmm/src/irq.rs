@@ -118,7 +118,8 @@ impl Routes {
     }
 
     /// Sets or clears the message behind `gsi` and installs the table if that
-    /// changed it.
+    /// changed it. A message that KVM refuses is not kept: with it in the table
+    /// no other could be installed.
     fn bind(&self, gsi: u32, route: Option<Route>) -> io::Result<()> {
         let mut table = self.lock();
         let first = table.first_gsi;
@@ -131,12 +132,16 @@ impl Routes {
         if *entry == route {
             return Ok(());
         }
-        *entry = route;
+        let before = std::mem::replace(entry, route);
         let messages = table.messages.iter().enumerate();
         let messages =
             messages.filter_map(|(index, route)| Some((first + index as u32, (*route)?)));
         let all: Vec<_> = table.wires.iter().copied().chain(messages).collect();
-        self.vm.set_routes(&all)
+        self.vm.set_routes(&all).inspect_err(|_| {
+            if let Some(entry) = table.messages.get_mut((gsi - first) as usize) {
+                *entry = before;
+            }
+        })
     }
 }
 
@@ -294,6 +299,19 @@ mod tests {
         vectors.raise(0).unwrap();
         vectors.route(0, None).unwrap();
         assert!(vm.record().irqfds.is_empty());
+    }
+
+    #[test]
+    fn a_message_that_kvm_refuses_is_not_in_the_way_of_others() {
+        let (vm, routes) = routes();
+        let vectors = routes.vectors(2).unwrap();
+        vectors.route(0, Some(message(1))).unwrap();
+        vm.refuse(route(2));
+        assert!(vectors.route(0, Some(message(2))).is_err());
+        vectors.route(1, Some(message(3))).unwrap();
+        assert_eq!(vm.record().routes[2..], [(16, route(1)), (17, route(3))]);
+        // It is refused each time, not taken for what is installed.
+        assert!(vectors.route(0, Some(message(2))).is_err());
     }
 
     #[test]
