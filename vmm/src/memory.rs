@@ -20,11 +20,7 @@ pub fn allocate(plan: &Plan, hugepages: bool) -> Result<GuestMemoryMmap> {
     let regions = plan.memory.iter().map(|range| {
         let size = usize::try_from(range.size)
             .map_err(|_| Error::config("--memory", "more than this host can address"))?;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        let flags = match hugepages {
-            true => flags | libc::MAP_HUGETLB,
-            false => flags,
-        };
+        let flags = mapping_flags(hugepages);
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let mapping = MmapRegion::build(None, size, protection, flags).map_err(|error| {
             Error::config(
@@ -37,6 +33,16 @@ pub fn allocate(plan: &Plan, hugepages: bool) -> Result<GuestMemoryMmap> {
     });
     GuestMemoryMmap::from_regions(regions.collect::<Result<_>>()?)
         .map_err(|error| Error::config("--memory", error.to_string()))
+}
+
+/// Flags of the mappings. Huge pages are reserved here and now: a guest that
+/// touched one that is not there any more would end the VMM by SIGBUS.
+fn mapping_flags(hugepages: bool) -> libc::c_int {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    match hugepages {
+        true => flags | libc::MAP_HUGETLB,
+        false => flags | libc::MAP_NORESERVE,
+    }
 }
 
 /// Compares what the guest gets with what the host has.
@@ -115,6 +121,13 @@ mod tests {
         assert_eq!(meminfo(text, "HugePages_Free"), 3);
         assert_eq!(meminfo(text, "Mem"), 0);
         assert_eq!(meminfo("", "MemTotal"), 0);
+    }
+
+    #[test]
+    fn huge_pages_are_reserved_and_others_are_not() {
+        let reserved = |hugepages| mapping_flags(hugepages) & libc::MAP_NORESERVE == 0;
+        assert!(reserved(true));
+        assert!(!reserved(false));
     }
 
     #[test]
