@@ -166,7 +166,8 @@ pub fn memory_map(memory: &[Range]) -> Vec<(Range, MemoryKind)> {
 pub fn pci(memory: &[Range], host: &Host) -> Result<Pci> {
     let ram_end = memory.last().map_or(0, Range::end);
     let limit = 1u64.checked_shl(host.physical_bits).unwrap_or(u64::MAX);
-    let base = ram_end.max(RAM_ABOVE_HOLE).next_multiple_of(GIB);
+    let base = ram_end.max(RAM_ABOVE_HOLE).checked_next_multiple_of(GIB);
+    let base = base.unwrap_or(u64::MAX);
     let room = limit.saturating_sub(base) / GIB * GIB;
     if room < PCI_MMIO64_MIN {
         let most = limit.saturating_sub(PCI_MMIO64_MIN + RAM_ABOVE_HOLE - LOW_RAM_END);

@@ -93,7 +93,9 @@ fn what_cannot_be_met_names_the_option() {
     let memory = |memory| message(&VmConfig { memory, ..config() });
     assert!(memory(1 << 20).starts_with("--memory: "));
     assert!(memory((64 << 20) + 1).starts_with("--memory: "));
-    assert!(memory(1 << 40).contains("39 address bits"));
+    for size in [1 << 40, u64::MAX / 4096 * 4096] {
+        assert!(memory(size).contains("39 address bits"));
+    }
     let irqchip = message(&VmConfig {
         irqchip: Some("gicv3".into()),
         ..config()
