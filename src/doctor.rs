@@ -9,6 +9,7 @@ use crossvisor_vmm::selftest::{self, Verdict};
 use serde_json::json;
 
 use crate::args::DoctorArgs;
+use crate::print;
 
 /// Says what this host's KVM can do. Succeeds when it runs stock kernels.
 pub fn doctor(args: &DoctorArgs) -> Result<ExitCode, String> {
@@ -22,7 +23,7 @@ pub fn doctor(args: &DoctorArgs) -> Result<ExitCode, String> {
                 "runs_stock_kernels": false,
                 "reason": error.to_string(),
             });
-            println!("{report:#}");
+            print::output(&format!("{report:#}\n"))?;
             return Ok(ExitCode::FAILURE);
         }
         Err(error) => return Err(error.to_string()),
@@ -36,9 +37,9 @@ pub fn doctor(args: &DoctorArgs) -> Result<ExitCode, String> {
             "runs_stock_kernels": problem.is_none(),
             "reason": problem,
         });
-        println!("{report:#}");
+        print::output(&format!("{report:#}\n"))?;
     } else {
-        print!("{}", text(arch, &host, problem.as_deref()));
+        print::output(&text(arch, &host, problem.as_deref()))?;
     }
     Ok(match problem {
         None => ExitCode::SUCCESS,

@@ -6,6 +6,7 @@ mod doctor;
 mod exec;
 mod guest;
 mod plan;
+mod print;
 mod run;
 
 use std::process::ExitCode;
@@ -49,7 +50,7 @@ fn main() -> ExitCode {
         },
     };
     result.unwrap_or_else(|message| {
-        eprintln!("crossvisor: {message}");
+        print::error(format_args!("{message}"));
         ExitCode::FAILURE
     })
 }
@@ -59,7 +60,7 @@ fn usage_error(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
         error.exit();
     }
-    eprintln!("crossvisor: {}", one_line(&error.render().to_string()));
+    print::error(format_args!("{}", one_line(&error.render().to_string())));
     ExitCode::from(2)
 }
 
@@ -84,8 +85,7 @@ fn log_to_stderr(verbose: u8) {
 
         fn log(&self, record: &log::Record<'_>) {
             if self.enabled(record.metadata()) {
-                // The terminal may be raw: a carriage return each line.
-                eprint!("crossvisor: {}\r\n", record.args());
+                print::notice(*record.args());
             }
         }
 

@@ -9,6 +9,7 @@ use crossvisor_vmm::kvm;
 use crossvisor_vmm::plan::Plan;
 
 use crate::args::PlanArgs;
+use crate::print;
 
 /// Prints the machine that would be built.
 pub fn plan(args: &PlanArgs) -> Result<ExitCode, String> {
@@ -25,13 +26,13 @@ pub fn plan(args: &PlanArgs) -> Result<ExitCode, String> {
                 .map_err(|error| format!("--dump: {}: {error}", path.display()))?;
         }
     }
-    match args.json {
-        true => println!(
-            "{}",
-            serde_json::to_string_pretty(machine.plan()).map_err(|error| error.to_string())?
-        ),
-        false => print!("{}", text(machine.as_ref())),
-    }
+    let text = match args.json {
+        true => {
+            serde_json::to_string_pretty(machine.plan()).map_err(|error| error.to_string())? + "\n"
+        }
+        false => text(machine.as_ref()),
+    };
+    print::output(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -21,6 +21,7 @@ use crate::args::RunArgs;
 use crate::doctor;
 use crate::exec::{self, Status};
 use crate::guest;
+use crate::print;
 
 /// Runs a VM to its end and returns what the process exits with.
 pub fn run(args: &RunArgs) -> Result<ExitCode, String> {
@@ -37,7 +38,7 @@ pub fn run(args: &RunArgs) -> Result<ExitCode, String> {
             let why = result.err();
             let why =
                 why.unwrap_or_else(|| "the guest powered off before its command ended".into());
-            eprintln!("crossvisor: {why}");
+            print::error(format_args!("{why}"));
             Ok(ExitCode::from(exec::NO_STATUS))
         }
     }
@@ -158,7 +159,7 @@ fn forward_signals(requests: &Requests) -> Result<(), String> {
             match signal {
                 SIGINT if !interrupted => {
                     interrupted = true;
-                    eprint!("crossvisor: interrupt once more to end the VM\r\n");
+                    print::notice(format_args!("interrupt once more to end the VM"));
                 }
                 SIGINT => requests.end(End::Killed),
                 _ => requests.send(Event::AskPowerOff),
