@@ -14,8 +14,9 @@ use crossvisor_vmm::power::{Event, Power, Requests};
 use crossvisor_vmm::resources::{ConsoleOutput, Port, Resources};
 use crossvisor_vmm::terminal::{self, InputSlot, RawMode};
 use crossvisor_vmm::vm::Vm;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
 use signal_hook::iterator::Signals;
+use signal_hook::low_level::emulate_default_handler;
 
 use crate::args::RunArgs;
 use crate::doctor;
@@ -148,10 +149,11 @@ fn resources(
 }
 
 /// SIGTERM and SIGHUP ask the guest to power off, and end it when they come
-/// again; SIGINT ends it when it comes twice.
+/// again; SIGINT ends it when it comes twice. What stops or ends the process at
+/// once finds the terminal as it was.
 fn forward_signals(requests: &Requests) -> Result<(), String> {
-    let mut signals =
-        Signals::new([SIGTERM, SIGHUP, SIGINT]).map_err(|error| format!("signals: {error}"))?;
+    let wanted = [SIGTERM, SIGHUP, SIGINT, SIGQUIT, SIGTSTP, SIGCONT];
+    let mut signals = Signals::new(wanted).map_err(|error| format!("signals: {error}"))?;
     let requests = requests.clone();
     let body = move || {
         let mut interrupted = false;
@@ -162,6 +164,15 @@ fn forward_signals(requests: &Requests) -> Result<(), String> {
                     print::notice(format_args!("interrupt once more to end the VM"));
                 }
                 SIGINT => requests.end(End::Killed),
+                SIGQUIT | SIGTSTP => {
+                    terminal::suspend();
+                    // Nothing follows SIGQUIT; SIGTSTP returns when the process
+                    // is continued, which SIGCONT tells.
+                    if let Err(error) = emulate_default_handler(signal) {
+                        log::warn!("signal {signal}: {error}");
+                    }
+                }
+                SIGCONT => terminal::resume(),
                 _ => requests.send(Event::AskPowerOff),
             }
         }

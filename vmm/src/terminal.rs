@@ -1,29 +1,79 @@
 //! The user's terminal: raw while a guest has it, and as it was afterwards.
 
 use std::io::{self, IsTerminal, Read, Write};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use crossvisor_devices::chardev::ConsoleInput;
 use crossvisor_devices::fd;
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
+use rustix::process::getpgrp;
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetpgrp, tcsetattr};
 
 use crate::error::{Error, Result};
 use crate::exit::End;
 use crate::power::Requests;
 
 /// What to put back, for ways out that do not unwind the stack.
-static SAVED: Mutex<Option<Termios>> = Mutex::new(None);
+static SAVED: Mutex<Saved> = Mutex::new(Saved(None));
+
+fn saved() -> MutexGuard<'static, Saved> {
+    SAVED.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Puts the terminal back as it was before [`RawMode::enter`]; does nothing
 /// when it is not raw.
 pub fn restore() {
-    let mut saved = SAVED.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(attributes) = saved.take() {
-        // There is nobody left to tell if the terminal is gone.
-        let _ = tcsetattr(io::stdin(), OptionalActions::Now, &attributes);
+    let mut saved = saved();
+    saved.put_back(io::stdin());
+    saved.0 = None;
+}
+
+/// Puts the terminal back while the process is stopped, until [`resume`].
+pub fn suspend() {
+    saved().put_back(io::stdin());
+}
+
+/// Makes the terminal raw again after the process was stopped, if it was raw;
+/// in the background only once the process is continued in the foreground.
+pub fn resume() {
+    let stdin = io::stdin();
+    // A change from the background would stop the process once more.
+    let background = tcgetpgrp(&stdin).is_ok_and(|group| group != getpgrp());
+    if !background {
+        saved().make_raw_again(stdin);
+    }
+}
+
+/// The attributes of a terminal before it was made raw; none while it is not.
+struct Saved(Option<Termios>);
+
+impl Saved {
+    fn make_raw(&mut self, terminal: impl AsFd) -> io::Result<()> {
+        let attributes = tcgetattr(&terminal)?;
+        let mut raw = attributes.clone();
+        raw.make_raw();
+        self.0 = Some(attributes);
+        Ok(tcsetattr(&terminal, OptionalActions::Now, &raw)?)
+    }
+
+    fn make_raw_again(&mut self, terminal: impl AsFd) {
+        let line = LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG;
+        let given_back = tcgetattr(&terminal).is_ok_and(|now| now.local_modes.intersects(line));
+        // What the shell has set meanwhile is what it wants back. There is
+        // nobody to tell if the terminal is gone.
+        if self.0.is_some() && given_back {
+            let _ = self.make_raw(terminal);
+        }
+    }
+
+    fn put_back(&self, terminal: impl AsFd) {
+        if let Some(attributes) = &self.0 {
+            // There is nobody left to tell if the terminal is gone.
+            let _ = tcsetattr(terminal, OptionalActions::Now, attributes);
+        }
     }
 }
 
@@ -42,12 +92,9 @@ impl RawMode {
         if !stdin.is_terminal() {
             return Ok(None);
         }
-        let failed = |errno| Error::io("terminal attributes", errno);
-        let attributes = tcgetattr(&stdin).map_err(failed)?;
-        *SAVED.lock().unwrap_or_else(PoisonError::into_inner) = Some(attributes.clone());
-        let mut raw = attributes;
-        raw.make_raw();
-        tcsetattr(&stdin, OptionalActions::Now, &raw).map_err(failed)?;
+        saved()
+            .make_raw(&stdin)
+            .map_err(|error| Error::io("terminal attributes", error))?;
         // Whatever thread panics, its message must not go to a raw terminal,
         // and the terminal must be sane if the process ends there.
         let previous = std::panic::take_hook();
@@ -197,6 +244,42 @@ fn deliver(slot: &InputSlot, mut bytes: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_terminal_is_given_back_while_the_process_is_stopped() {
+        use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+        use rustix::termios::SpecialCodeIndex;
+        let user = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&user).unwrap();
+        unlockpt(&user).unwrap();
+        let name = ptsname(&user, Vec::new()).unwrap();
+        let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY;
+        let line = rustix::fs::open(&name, flags, rustix::fs::Mode::empty()).unwrap();
+        let is_raw = || {
+            let modes = tcgetattr(&line).unwrap().local_modes;
+            !modes.intersects(LocalModes::ICANON | LocalModes::ECHO)
+        };
+
+        let mut saved = Saved(None);
+        saved.make_raw_again(&line);
+        assert!(!is_raw(), "it was not raw before");
+        saved.make_raw(&line).unwrap();
+        assert!(is_raw());
+        saved.put_back(&line);
+        assert!(!is_raw());
+        // A shell that changes it meanwhile gets its own back in the end.
+        let mut changed = tcgetattr(&line).unwrap();
+        changed.special_codes[SpecialCodeIndex::VINTR] = 7;
+        tcsetattr(&line, OptionalActions::Now, &changed).unwrap();
+        saved.make_raw_again(&line);
+        assert!(is_raw());
+        // SIGCONT comes again without a stop: what is saved is not the raw state.
+        saved.make_raw_again(&line);
+        saved.put_back(&line);
+        assert!(!is_raw());
+        let intr = tcgetattr(&line).unwrap().special_codes[SpecialCodeIndex::VINTR];
+        assert_eq!(intr, 7);
+    }
 
     fn filter(chunks: &[&[u8]]) -> Typed {
         let mut filter = Escapes::default();
