@@ -9,7 +9,7 @@ use crossvisor_devices::chardev::ConsoleInput;
 use crossvisor_devices::disk::{DiskOptions, RawDisk};
 use crossvisor_devices::tap::Tap;
 use crossvisor_devices::virtio::block::{Block, BlockOptions};
-use crossvisor_devices::virtio::console::ConsoleOptions;
+use crossvisor_devices::virtio::console::{ConsoleOptions, Outputs};
 use crossvisor_devices::virtio::net::{Net, NetOptions, mac_for};
 use crossvisor_devices::virtio::rng::Rng;
 use crossvisor_devices::virtio::{self, VirtioDevice};
@@ -122,6 +122,8 @@ pub struct Made {
     pub device: Box<dyn VirtioDevice>,
     /// Where what the user types goes.
     pub console_input: Option<Arc<dyn ConsoleInput>>,
+    /// Outputs that the end of the VM waits for.
+    pub outputs: Option<Outputs>,
 }
 
 impl Made {
@@ -129,6 +131,7 @@ impl Made {
         Self {
             device: Box::new(device),
             console_input: None,
+            outputs: None,
         }
     }
 }
@@ -236,6 +239,9 @@ impl Resources {
         let console = virtio::console::Console::new(&planned.name, options).map_err(failed)?;
         Ok(Made {
             console_input: ours.then(|| console.input()),
+            // A console's last lines are worth a moment only, but a command's
+            // output is awaited as any program's in a pipeline.
+            outputs: (!self.ports.is_empty()).then(|| console.outputs()),
             device: Box::new(console),
         })
     }

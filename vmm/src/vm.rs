@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::Receiver;
+use std::time::Duration;
 
 use crossvisor_devices::GuestMem;
 use crossvisor_devices::chardev::ConsoleInput;
@@ -11,6 +12,7 @@ use crossvisor_devices::pci::access::Ecam;
 use crossvisor_devices::pci::root::PciRoot;
 use crossvisor_devices::pci::window::PciWindow;
 use crossvisor_devices::virtio::VirtioDevice;
+use crossvisor_devices::virtio::console::Outputs;
 use crossvisor_devices::virtio::mmio::VirtioMmio;
 use crossvisor_devices::virtio::pci::VirtioPci;
 use vm_memory::GuestMemoryMmap;
@@ -38,6 +40,7 @@ pub struct Vm {
     shared: Arc<Shared>,
     vcpus: Vec<Box<dyn hv::Vcpu>>,
     console_input: Option<Arc<dyn ConsoleInput>>,
+    outputs: Vec<Outputs>,
     power_button: Option<Box<dyn Fn() + Send + Sync>>,
 }
 
@@ -103,7 +106,7 @@ impl Vm {
         }
         let handler = machine.attach(&mut wiring)?;
         let routes = Routes::new(vm, machine.clone());
-        place_virtio(&mut wiring, &plan, &routes, resources)?;
+        let outputs = place_virtio(&mut wiring, &plan, &routes, resources)?;
         let shared = Arc::new(Shared {
             memory_bus: wiring.memory_bus,
             port_bus: wiring.port_bus,
@@ -119,6 +122,7 @@ impl Vm {
             shared,
             vcpus,
             console_input: wiring.console_input,
+            outputs,
             power_button: wiring.power_button,
         })
     }
@@ -128,7 +132,8 @@ impl Vm {
         self.console_input.clone()
     }
 
-    /// Runs the guest until its end. `events` is where the requests made
+    /// Runs the guest until its end, and until the host has taken what the
+    /// guest has written to its ports. `events` is where the requests made
     /// through the VM's [`Power`] arrive.
     ///
     /// # Errors
@@ -159,9 +164,28 @@ impl Vm {
             }
         };
         threads.stop();
+        if !matches!(end, End::Quit | End::Killed) && !drained(&self.outputs, events) {
+            return Ok(End::Killed);
+        }
         let panicked = end == End::Reset && self.machine.reset_is_panic(&self.memory, &data);
         Ok(if panicked { End::Panic } else { end })
     }
+}
+
+/// How often a VM that waits for its outputs looks whether it is to end.
+const DRAIN_STEP: Duration = Duration::from_millis(50);
+
+/// Waits until the host has taken what the guest has written; false when
+/// somebody asks for the end first.
+fn drained(outputs: &[Outputs], events: &Receiver<Event>) -> bool {
+    outputs.iter().all(|outputs| {
+        while !outputs.drain(DRAIN_STEP) {
+            if events.try_recv().is_ok() {
+                return false;
+            }
+        }
+        true
+    })
 }
 
 /// Puts the PCI root of the plan on the bus.
@@ -183,14 +207,17 @@ fn place_pci(wiring: &mut Wiring, pci: &plan::Pci) -> Result<()> {
 }
 
 /// Makes the virtio devices of the plan and puts each where the plan has it.
+/// Returns the outputs that the end of the VM waits for.
 fn place_virtio(
     wiring: &mut Wiring,
     plan: &Plan,
     routes: &Arc<Routes>,
     resources: &Resources,
-) -> Result<()> {
+) -> Result<Vec<Outputs>> {
+    let mut outputs = Vec::new();
     for planned in &plan.devices {
         let made = resources.device(planned)?;
+        outputs.extend(made.outputs);
         if made.console_input.is_some() {
             wiring.console_input = made.console_input;
         }
@@ -210,7 +237,7 @@ fn place_virtio(
             }
         }
     }
-    Ok(())
+    Ok(outputs)
 }
 
 /// Puts a virtio device into a slot of the PCI bus. It gets a vector for each
@@ -254,8 +281,6 @@ fn place_virtio_pci(
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::config::{Console, VmConfig};
     use crate::double::{ScriptedVm, Step};

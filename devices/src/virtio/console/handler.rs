@@ -6,7 +6,7 @@ use std::sync::Arc;
 use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 
 use super::control::{self, Due, FromDriver};
-use super::port::{HostInput, HostPort};
+use super::port::{Drain, HostInput, HostPort};
 use crate::fd;
 use crate::virtio::buffers::{BufferSet, Readable, Storage, Writable};
 use crate::virtio::worker::{Context, Handler, WorkerQueue};
@@ -55,25 +55,32 @@ impl Role {
     }
 }
 
-/// What becomes ready outside the queues: an input or an output of a port.
+/// What becomes ready outside the queues: an input or an output of a port, or
+/// the question whether the queues are empty.
 enum Source {
     Input(usize),
     Room(usize),
+    Drain,
 }
+
+/// There are less ports than queue numbers, so that no port has this token.
+const DRAIN_TOKEN: u32 = u32::MAX;
 
 impl Source {
     fn token(&self) -> u32 {
         let (port, room) = match self {
             Self::Input(port) => (port, 0),
             Self::Room(port) => (port, 1),
+            Self::Drain => return DRAIN_TOKEN,
         };
-        // There are less ports than queue numbers.
         2 * *port as u32 + room
     }
 
     fn of(token: u32) -> Self {
         let port = (token / 2) as usize;
-        if token.is_multiple_of(2) {
+        if token == DRAIN_TOKEN {
+            Self::Drain
+        } else if token.is_multiple_of(2) {
             Self::Input(port)
         } else {
             Self::Room(port)
@@ -84,6 +91,7 @@ impl Source {
 /// Serves all queues of a console.
 pub(super) struct PortsHandler {
     ports: Arc<[HostPort]>,
+    drain: Arc<Drain>,
     states: Vec<PortState>,
     storage: Storage,
 }
@@ -102,6 +110,8 @@ struct PortState {
     unwatchable: bool,
     /// Bytes of the first available transmit chain that the host has taken.
     sent: usize,
+    /// The transmit queue holds more than the host has taken.
+    left: bool,
 }
 
 /// Why reading a stream stopped.
@@ -112,7 +122,7 @@ enum Read {
 }
 
 impl PortsHandler {
-    pub(super) fn new(ports: Arc<[HostPort]>, multiport: bool) -> Self {
+    pub(super) fn new(ports: Arc<[HostPort]>, drain: Arc<Drain>, multiport: bool) -> Self {
         let count = if multiport { ports.len() } else { 1 };
         let mut states: Vec<PortState> = Vec::new();
         states.resize_with(count, PortState::default);
@@ -122,6 +132,7 @@ impl PortsHandler {
         }
         Self {
             ports,
+            drain,
             states,
             storage: Storage::default(),
         }
@@ -149,6 +160,7 @@ impl PortsHandler {
             return;
         };
         let mut budget = BUDGET;
+        state.left = true;
         loop {
             queue.ignore(&mem);
             while let Some(chain) = queue.pop(&mem) {
@@ -183,9 +195,18 @@ impl PortsHandler {
             }
             queue.signal(&mem, &*context.interrupt);
             if !queue.listen(&mem) {
+                state.left = false;
                 return;
             }
         }
+    }
+
+    /// Passes on all that the outputs take; whether that is all there is.
+    fn transmit_all(&mut self, context: &mut Context) -> bool {
+        for port in 0..self.states.len() {
+            self.transmit(context, port);
+        }
+        self.states.iter().all(|state| !state.left)
     }
 
     /// Moves bytes from the host to the guest until there are none, or the
@@ -387,6 +408,13 @@ impl PortsHandler {
     }
 }
 
+impl Drop for PortsHandler {
+    fn drop(&mut self) {
+        // Whatever ended its thread, nobody waits for it any more.
+        self.drain.set_working(false);
+    }
+}
+
 /// The queue with this role, if the driver has set it up.
 fn find(queues: &mut [WorkerQueue], role: Role) -> Option<&mut WorkerQueue> {
     queues
@@ -470,6 +498,10 @@ fn ready(stream: std::os::fd::BorrowedFd<'_>) -> bool {
 
 impl Handler for PortsHandler {
     fn start(&mut self, context: &mut Context) {
+        let asked = fd::borrow(&self.drain.asked);
+        if let Err(error) = context.watch(asked, Source::Drain.token()) {
+            log::error!("console: cannot wait for its end: {error}");
+        }
         for (port, (state, host)) in self.states.iter_mut().zip(self.ports.iter()).enumerate() {
             state.watching = false;
             let mut watched = Ok(());
@@ -515,13 +547,17 @@ impl Handler for PortsHandler {
                 }
                 self.transmit(context, port);
             }
+            Source::Drain => {
+                let _ = self.drain.asked.read();
+                let empty = self.transmit_all(context);
+                self.drain.answer(empty);
+            }
         }
     }
 
     fn stop(&mut self, context: &mut Context) {
         // A guest may say something and stop at once: what it said counts.
-        for port in 0..self.states.len() {
-            self.transmit(context, port);
-        }
+        self.transmit_all(context);
+        self.drain.set_working(false);
     }
 }

@@ -14,7 +14,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 use virtio_queue::QueueT;
 
 use self::handler::PortsHandler;
-use self::port::{HostInput, HostPort};
+use self::port::{Drain, HostInput, HostPort};
 pub use self::port::{OpenCallback, Outputs, Port};
 use super::worker::Worker;
 use super::{ActivateError, Activation, ActiveQueue, VirtioDevice, config};
@@ -41,6 +41,7 @@ pub struct ConsoleOptions {
 pub struct Console {
     name: String,
     ports: Arc<[HostPort]>,
+    drain: Arc<Drain>,
     input: Arc<dyn ConsoleInput>,
     size: Option<(u16, u16)>,
     queue_sizes: Vec<u16>,
@@ -78,6 +79,7 @@ impl Console {
         Ok(Self {
             name: name.to_owned(),
             ports: ports.into(),
+            drain: Arc::new(Drain::new()?),
             input,
             size: options.size,
             queue_sizes: vec![QUEUE_SIZE; queues],
@@ -95,7 +97,10 @@ impl Console {
     /// The ports' outputs, to be waited for at the end.
     pub fn outputs(&self) -> Outputs {
         let outputs = self.ports.iter().filter_map(|port| port.output.clone());
-        Outputs(outputs.collect())
+        Outputs {
+            outputs: outputs.collect(),
+            drain: Arc::clone(&self.drain),
+        }
     }
 }
 
@@ -146,9 +151,10 @@ impl VirtioDevice for Console {
                 if let Some(mut stale) = stale {
                     stale.close_all();
                 }
-                PortsHandler::new(Arc::clone(&self.ports), multiport)
+                PortsHandler::new(Arc::clone(&self.ports), Arc::clone(&self.drain), multiport)
             }
         };
+        self.drain.set_working(true);
         self.worker = Some(Worker::spawn(
             &self.name,
             activation.mem,

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -145,23 +145,106 @@ impl ConsoleInput for Input {
     }
 }
 
+/// The question to a console's worker whether the guest's queues still hold
+/// what no output has taken.
+pub(super) struct Drain {
+    /// Signalled to the worker when it is asked.
+    pub(super) asked: EventFd,
+    state: Mutex<DrainState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct DrainState {
+    /// A worker is there to answer.
+    working: bool,
+    /// Whether the queues are empty, once that has been answered.
+    empty: Option<bool>,
+}
+
+impl Drain {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self {
+            asked: EventFd::new(EFD_NONBLOCK)?,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, DrainState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The worker starts or ends.
+    pub(super) fn set_working(&self, working: bool) {
+        self.lock().working = working;
+        self.changed.notify_all();
+    }
+
+    /// The worker has passed on what it could, and says whether that was all.
+    pub(super) fn answer(&self, empty: bool) {
+        self.lock().empty = Some(empty);
+        self.changed.notify_all();
+    }
+
+    /// Asks the worker, and waits for its answer; `None` when none comes in
+    /// time. Where no worker is, there is nothing to wait for.
+    fn ask(&self, timeout: Duration) -> Option<bool> {
+        let mut state = self.lock();
+        state.empty = None;
+        // Fails only when the event is signalled already.
+        let _ = self.asked.write(1);
+        let waits = |state: &mut DrainState| state.working && state.empty.is_none();
+        let (state, _) = self
+            .changed
+            .wait_timeout_while(state, timeout, waits)
+            .unwrap_or_else(PoisonError::into_inner);
+        match state.working {
+            true => state.empty,
+            false => Some(true),
+        }
+    }
+}
+
 /// The outputs of a console's ports, for who must know that they are through.
 #[derive(Clone)]
-pub struct Outputs(pub(super) Vec<Arc<Output>>);
+pub struct Outputs {
+    pub(super) outputs: Vec<Arc<Output>>,
+    pub(super) drain: Arc<Drain>,
+}
 
 impl Outputs {
+    /// Waits up to `timeout` until the host has taken everything that the guest
+    /// has written, what is still in its queues included, and returns whether
+    /// it has. The vCPUs must have stopped before.
+    pub fn drain(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        let left = || deadline.saturating_duration_since(Instant::now());
+        loop {
+            let Some(empty) = self.drain.ask(left()) else {
+                return false;
+            };
+            if !self.flush(left()) {
+                return false;
+            }
+            if empty {
+                return true;
+            }
+        }
+    }
+
     /// Waits up to `timeout` until the host has taken everything that the
     /// device has got from the guest, and returns whether it did. What is still
     /// in the queues is not waited for: deactivate the device first.
     pub fn flush(&self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
-        self.0
+        self.outputs
             .iter()
             .all(|output| output.flush(deadline.saturating_duration_since(Instant::now())))
     }
 
     /// Bytes that the host did not take.
     pub fn lost(&self) -> u64 {
-        self.0.iter().map(|output| output.lost()).sum()
+        self.outputs.iter().map(|output| output.lost()).sum()
     }
 }

@@ -187,6 +187,28 @@ fn a_blocked_terminal_holds_up_the_guest_and_not_the_end() {
 }
 
 #[test]
+fn an_end_can_wait_for_all_that_the_guest_has_written() {
+    let sink = Blocked::default();
+    let mut s = Setup::new(vec![port(None, Some(Box::new(sink.clone())))]);
+    let outputs = s.console.outputs();
+    assert!(outputs.drain(Duration::from_secs(10)));
+    // More than the output holds, in several chains.
+    let text: Vec<u8> = (0..400_000u32).map(|i| (i % 253) as u8).collect();
+    s.driver.write(BUFFERS, &text);
+    for piece in 0..4 {
+        s.driver.queues[PORT_TX].add(&[out(BUFFERS + piece * 100_000, 100_000)]);
+    }
+    // No notification.
+    assert!(!outputs.drain(Duration::from_millis(20)));
+    sink.open();
+    assert!(outputs.drain(Duration::from_secs(10)));
+    assert_eq!(sink.captured.bytes(), text);
+    // Without a driver there is nothing to wait for.
+    s.console.deactivate();
+    assert!(outputs.drain(Duration::from_secs(10)));
+}
+
+#[test]
 fn what_the_guest_said_last_counts() {
     let mut s = Setup::new(Vec::new());
     s.driver.write(BUFFERS, b"bye");
