@@ -1,7 +1,7 @@
 //! arm64 `Image` (Documentation/arch/arm64/booting.rst, "Call the kernel image").
 
-use super::Reason;
 use super::fields::le64;
+use super::{Reason, pe};
 
 const FORMAT: &str = "arm64 Image";
 
@@ -83,6 +83,7 @@ pub(super) fn parse(start: &[u8], len: u64) -> Result<Arm64Image, Reason> {
             "text_offset {text_offset:#x} is not below 2 MiB"
         )));
     }
+    pe::check_whole(FORMAT, start, len)?;
     Ok(Arm64Image {
         text_offset: if old { OLD_TEXT_OFFSET } else { text_offset },
         image_size,

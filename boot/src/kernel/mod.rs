@@ -5,6 +5,7 @@ mod arm64;
 mod bzimage;
 mod elf;
 mod fields;
+mod pe;
 mod riscv;
 mod s390;
 mod zboot;

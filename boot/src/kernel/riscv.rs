@@ -1,7 +1,7 @@
 //! riscv `Image` (Documentation/arch/riscv/boot-image-header.rst).
 
-use super::Reason;
 use super::fields::{le32, le64};
+use super::{Reason, pe};
 
 const FORMAT: &str = "riscv Image";
 
@@ -64,6 +64,7 @@ pub(super) fn parse(start: &[u8], len: u64) -> Result<RiscvImage, Reason> {
     if flags & 1 != 0 {
         return Err(Reason::Unsupported("big-endian riscv Image".to_owned()));
     }
+    pe::check_whole(FORMAT, start, len)?;
     Ok(RiscvImage {
         text_offset,
         image_size,

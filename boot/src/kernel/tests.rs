@@ -607,6 +607,45 @@ fn hostile_arm64_and_riscv_headers_are_errors() {
     assert!(message(riscv()[..60].to_vec()).contains("truncated riscv Image"));
 }
 
+/// Gives `image` a PE header at 64 with two sections, the last of which ends at
+/// `end`.
+fn with_sections(mut image: Vec<u8>, end: u32) -> Vec<u8> {
+    put(&mut image, 0, b"MZ");
+    put(&mut image, 0x3c, &64u32.to_le_bytes());
+    put(&mut image, 64, b"PE\0\0");
+    put(&mut image, 64 + 6, &2u16.to_le_bytes());
+    put(&mut image, 64 + 20, &160u16.to_le_bytes());
+    let table = 64 + 24 + 160;
+    for (section, size, offset) in [(0, 0x800u32, 0x800u32), (1, end - 0x1000, 0x1000)] {
+        put(&mut image, table + section * 40 + 16, &size.to_le_bytes());
+        put(&mut image, table + section * 40 + 20, &offset.to_le_bytes());
+    }
+    image
+}
+
+#[test]
+fn images_are_whole_when_they_hold_their_sections() {
+    for (image, name) in [(arm64(), "arm64"), (riscv(), "riscv")] {
+        let len = image.len();
+        let whole = with_sections(image.clone(), len as u32);
+        parse_ok(whole.clone());
+        // A signature may follow.
+        parse_ok([whole.clone(), vec![0; 1472]].concat());
+        for cut in [len - 1, len / 2, 0x200] {
+            let text = message(whole[..cut].to_vec());
+            assert!(text.contains(&format!("truncated {name} Image")), "{text}");
+        }
+        // Headers that lead nowhere tell nothing.
+        for (at, value) in [(0x3c, u32::MAX), (64, 0), (64 + 20, u32::MAX)] {
+            let mut odd = whole.clone();
+            put(&mut odd, at, &value.to_le_bytes());
+            parse_ok(odd);
+        }
+        let most = with_sections(image, u32::MAX);
+        assert!(message(most).contains("truncated"));
+    }
+}
+
 #[test]
 fn riscv_and_s390_are_recognised() {
     let image = parse_ok(riscv());
