@@ -20,6 +20,11 @@ use crate::sources::Archives;
 
 /// The Debian release that everything is taken from.
 pub const SUITE: &str = "trixie";
+/// The names of the release in the archive, the preferred first: a mirror in
+/// the midst of an update may have lists that do not fit under the one, and a
+/// whole set under the other, which is the release's as long as it is Debian's
+/// current one.
+const NAMES: [&str; 2] = [SUITE, "stable"];
 /// What Debian's archive keys are called on a Debian system.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// After this the package lists are fetched anew, before something new is got.
@@ -261,7 +266,9 @@ impl<'a> Archive<'a> {
         }
         write_changed(&dir.join("dpkg/status"), "")?;
         let sources = dir.join("sources.list");
-        let mut new = write_changed(&sources, &source_lines(&archives))?
+        let have = fs::read_to_string(&sources).unwrap_or_default();
+        let known = NAMES.map(|name| source_lines(&archives, name));
+        let mut new = !known.contains(&have)
             | write_changed(&self.configuration(None), &configuration(&dir, None))?;
         for architecture in ARCHITECTURES {
             let only = Some(architecture);
@@ -279,13 +286,35 @@ impl<'a> Archive<'a> {
             return Ok(());
         }
         progress(&format!("fetching Debian's package lists ({SUITE})"));
-        match program::output(self.apt("apt-get", None).args(["update", "-qq"])) {
-            Ok(_) => fs::write(&stamp, "").at(&stamp)?,
-            // A mirror in the midst of an update lacks a list now and then;
-            // what is missing shows itself in the next step.
-            Err(error) => progress(&format!("package lists are incomplete: {error}")),
+        for lines in known {
+            write_changed(&sources, &lines)?;
+            match program::output(self.apt("apt-get", None).args(["update", "-qq"])) {
+                Ok(_) if self.lists_are_of_the_suite()? => {
+                    return fs::write(&stamp, "").at(&stamp);
+                }
+                Ok(_) => {}
+                // What is missing shows itself in the next step.
+                Err(error) => progress(&format!("package lists are incomplete: {error}")),
+            }
         }
         Ok(())
+    }
+
+    /// Whether what the lists call themselves is the release, whatever name
+    /// they were asked for by.
+    fn lists_are_of_the_suite(&self) -> Result<bool> {
+        let dir = self.cache.path("apt/lists");
+        let files = fs::read_dir(&dir).at(&dir)?.flatten();
+        let mut releases = files
+            .map(|file| file.path())
+            .filter(|path| path.to_string_lossy().ends_with("Release"))
+            .peekable();
+        Ok(releases.peek().is_some()
+            && releases.all(|path| {
+                let text = fs::read_to_string(path).unwrap_or_default();
+                text.lines()
+                    .any(|line| line.starts_with(&format!("Codename: {SUITE}")))
+            }))
     }
 
     /// Adds to apt's own words what the lab wanted and what may help.
@@ -374,17 +403,17 @@ pub fn debian_architecture() -> &'static str {
     }
 }
 
-fn source_lines(archives: &Archives) -> String {
+fn source_lines(archives: &Archives, name: &str) -> String {
     let mut lines = String::new();
     let mut add = |uri: &String, suite: &str| {
         lines.push_str(&format!("deb [signed-by={KEYRING}] {uri} {suite} main\n"));
     };
     for uri in &archives.main {
-        add(uri, SUITE);
-        add(uri, &format!("{SUITE}-updates"));
+        add(uri, name);
+        add(uri, &format!("{name}-updates"));
     }
     for uri in &archives.security {
-        add(uri, &format!("{SUITE}-security"));
+        add(uri, &format!("{name}-security"));
     }
     lines
 }
@@ -457,10 +486,11 @@ mod tests {
 
     #[test]
     fn sources_are_signed_and_of_one_release() {
-        let lines = source_lines(&Archives {
+        let archives = Archives {
             main: vec!["http://m.example/debian".into()],
             security: vec!["http://m.example/debian-security".into()],
-        });
+        };
+        let lines = source_lines(&archives, SUITE);
         assert_eq!(lines.lines().count(), 3);
         for line in lines.lines() {
             assert!(
@@ -469,6 +499,25 @@ mod tests {
             );
         }
         assert!(lines.contains("debian-security trixie-security main"));
+    }
+
+    #[test]
+    fn lists_say_what_release_they_are_of() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::at(dir.path()).unwrap();
+        let lists = cache.folder("apt/lists").unwrap();
+        let ours = || Archive::new(&cache).lists_are_of_the_suite().unwrap();
+        assert!(!ours(), "there are none");
+        let release = |name: &str, codename: &str| {
+            let text = format!("Suite: stable\nCodename: {codename}\n");
+            fs::write(lists.join(name), text).unwrap();
+        };
+        release("m_dists_stable_InRelease", "trixie");
+        release("m_dists_stable-security_InRelease", "trixie-security");
+        fs::write(lists.join("m_dists_stable_main_Packages"), "").unwrap();
+        assert!(ours());
+        release("m_dists_stable-updates_InRelease", "forky-updates");
+        assert!(!ours());
     }
 
     #[test]
