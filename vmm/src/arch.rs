@@ -97,8 +97,9 @@ pub trait Machine: Send + Sync {
 
     /// Whether a reset that the guest asked for came from a kernel's panic. By
     /// default a machine's command line makes Linux reset warm after a panic
-    /// and cold otherwise; `event` is the data of KVM_EXIT_SYSTEM_EVENT, empty
-    /// for a reset by a device.
+    /// and cold otherwise; `event` is the data of KVM_EXIT_SYSTEM_EVENT and
+    /// then [`KvmMachine::system_event_registers`], empty for a reset by a
+    /// device.
     fn reset_is_panic(&self, memory: &GuestMemoryMmap, event: &[u64]) -> bool;
 
     /// Whether vCPUs other than the first are started by the VMM
@@ -297,6 +298,15 @@ pub trait KvmMachine: Send + Sync {
     /// KVM refused one, or no exit of the machine sets any.
     fn set_vcpu_registers(&self, _vcpu: &kvm::VcpuFd, registers: &RegisterState) -> Result<()> {
         Err(no_such_registers(registers))
+    }
+
+    /// Registers of a vCPU that made a system event, where KVM leaves out of
+    /// the event's data what [`Machine::reset_is_panic`] needs to know.
+    ///
+    /// # Errors
+    /// KVM refused a register.
+    fn system_event_registers(&self, _vcpu: &kvm::VcpuFd) -> Result<Vec<u64>> {
+        Ok(Vec::new())
     }
 
     /// Registers as text, for the report of a crash.

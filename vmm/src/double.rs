@@ -44,6 +44,8 @@ pub struct Record {
     pub unions: Vec<Vec<u8>>,
     /// KVM_IRQ_LINE calls.
     pub lines: Vec<(u32, bool)>,
+    /// KVM_INTERRUPT calls, by vCPU.
+    pub pins: Vec<(u32, bool)>,
     /// GSIs with an irqfd.
     pub irqfds: Vec<u32>,
     /// GSIs that an irqfd was ever given to.
@@ -109,6 +111,11 @@ impl Vm for ScriptedVm {
 
     fn set_irq_line(&self, line: u32, asserted: bool) -> io::Result<()> {
         self.record().lines.push((line, asserted));
+        Ok(())
+    }
+
+    fn set_interrupt_pin(&self, vcpu: u32, asserted: bool) -> io::Result<()> {
+        self.record().pins.push((vcpu, asserted));
         Ok(())
     }
 

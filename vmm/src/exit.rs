@@ -48,7 +48,8 @@ pub enum Exit<'a> {
     SystemEvent {
         /// KVM_SYSTEM_EVENT_*.
         kind: u32,
-        /// What the architecture adds to it.
+        /// What the architecture adds to it, and then the registers of
+        /// [`system_event_registers`](crate::arch::KvmMachine::system_event_registers).
         data: &'a [u64],
     },
     /// KVM_EXIT_FAIL_ENTRY: the hardware would not enter the guest.

@@ -56,6 +56,13 @@ pub trait Vm: Send + Sync {
     /// The hypervisor refused.
     fn set_irq_line(&self, line: u32, asserted: bool) -> io::Result<()>;
 
+    /// Drives the external interrupt pin of vCPU `vcpu` (KVM_INTERRUPT), from
+    /// any thread: for a controller that is modelled in user space.
+    ///
+    /// # Errors
+    /// There is no such vCPU, or the hypervisor refused.
+    fn set_interrupt_pin(&self, vcpu: u32, asserted: bool) -> io::Result<()>;
+
     /// Raises `gsi` whenever `event` is signalled (KVM_IRQFD).
     ///
     /// # Errors

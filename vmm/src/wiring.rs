@@ -22,8 +22,11 @@ use crate::power::Power;
 
 /// Makes the interrupt lines of a controller that is modelled in user space.
 pub trait LineSource: Send + Sync {
-    /// The wire `gsi` of the controller.
-    fn line(&self, gsi: u32) -> Arc<dyn IrqLine>;
+    /// The level-triggered wire `gsi` of the controller.
+    fn level_line(&self, gsi: u32) -> Arc<dyn IrqLine>;
+
+    /// The edge-triggered wire `gsi`: each `set(true)` is an interrupt.
+    fn edge_line(&self, gsi: u32) -> Arc<dyn IrqLine>;
 }
 
 /// Doorbells of a VM.
@@ -123,7 +126,7 @@ impl Wiring {
     pub fn level_line(&mut self, gsi: u32) -> Arc<dyn IrqLine> {
         let shared = self.shared.entry(gsi).or_insert_with(|| {
             SharedLine::new(match &self.lines {
-                Some(lines) => lines.line(gsi),
+                Some(lines) => lines.level_line(gsi),
                 None => Arc::new(LevelLine::new(self.vm.clone(), self.machine.irq_line(gsi))),
             })
         });
@@ -137,7 +140,7 @@ impl Wiring {
     /// KVM refused the irqfd.
     pub fn edge_line(&self, gsi: u32) -> Result<Arc<dyn IrqLine>> {
         if let Some(lines) = &self.lines {
-            return Ok(lines.line(gsi));
+            return Ok(lines.edge_line(gsi));
         }
         let line = EdgeLine::new(self.vm.clone(), gsi)
             .map_err(|source| Error::io(format!("irqfd for interrupt {gsi}"), source))?;

@@ -1,10 +1,12 @@
 //! KVM behind the core's traits.
 
-// Memory slots are the one KVM call that is unsafe: the kernel reads and writes
-// the mapping for as long as the VM lives.
+// Two KVM calls are unsafe: memory slots, for the kernel reads and writes the
+// mapping for as long as the VM lives, and KVM_INTERRUPT, which kvm-ioctls does
+// not have.
 #![allow(unsafe_code)]
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossvisor_devices::notify::Doorbell;
@@ -17,11 +19,28 @@ use vm_memory::{
     Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress,
 };
 use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::ioctl::ioctl_with_ref;
+use vmm_sys_util::ioctl_iow_nr;
 
 use crate::arch::{KvmMachine, Machine, RegisterState};
 use crate::error::{Error, Result};
 use crate::exit::{ArchExit, Exit};
 use crate::hv::{Route, Vcpu, Vm};
+
+/// `struct kvm_interrupt` (KVM API, section 4.16).
+#[repr(C)]
+struct Interrupt {
+    irq: u32,
+}
+
+/// The type of all of KVM's calls (KVMIO).
+const KVMIO: u32 = 0xae;
+ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, Interrupt);
+
+// What KVM_INTERRUPT takes where a vCPU has one pin for external interrupts
+// (KVM API, section 4.16: ppc and RISC-V).
+const INTERRUPT_SET: u32 = -1_i32 as u32;
+const INTERRUPT_UNSET: u32 = -2_i32 as u32;
 
 /// Opens /dev/kvm.
 ///
@@ -60,6 +79,8 @@ pub struct KvmVm {
     _memory: GuestMemoryMmap,
     /// Held so that in-kernel devices can be asked for their state later.
     devices: Mutex<Vec<DeviceFd>>,
+    /// The vCPUs by index, for what is done to one from another thread.
+    vcpus: Mutex<Vec<OwnedFd>>,
 }
 
 impl KvmVm {
@@ -94,6 +115,7 @@ impl KvmVm {
             machine,
             _memory: memory.clone(),
             devices,
+            vcpus: Mutex::default(),
         })
     }
 }
@@ -101,6 +123,24 @@ impl KvmVm {
 impl KvmVm {
     fn devices(&self) -> MutexGuard<'_, Vec<DeviceFd>> {
         self.devices.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn vcpus(&self) -> MutexGuard<'_, Vec<OwnedFd>> {
+        self.vcpus.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps a descriptor of vCPU `index`, the next one.
+    fn remember(&self, vcpu: &VcpuFd, index: u32) -> Result<()> {
+        let failed = |source| Error::io(format!("descriptor of vCPU {index}"), source);
+        // SAFETY: the descriptor is open for as long as `vcpu` is borrowed.
+        let fd = unsafe { BorrowedFd::borrow_raw(vcpu.as_raw_fd()) };
+        let fd = fd.try_clone_to_owned().map_err(failed)?;
+        let mut vcpus = self.vcpus();
+        if vcpus.len() != index as usize {
+            return Err(failed(io::ErrorKind::InvalidInput.into()));
+        }
+        vcpus.push(fd);
+        Ok(())
     }
 }
 
@@ -126,6 +166,7 @@ impl Vm for KvmVm {
             .create_vcpu(side.vcpu_id(index))
             .map_err(|errno| Error::io(format!("KVM_CREATE_VCPU for vCPU {index}"), errno))?;
         side.init_vcpu(&self.fd, &self.devices(), &fd, index)?;
+        self.remember(&fd, index)?;
         let machine = self.machine.clone();
         Ok(Box::new(KvmVcpu { fd, machine, index }))
     }
@@ -138,6 +179,24 @@ impl Vm for KvmVm {
 
     fn set_irq_line(&self, line: u32, asserted: bool) -> io::Result<()> {
         Ok(self.fd.set_irq_line(line, asserted)?)
+    }
+
+    fn set_interrupt_pin(&self, vcpu: u32, asserted: bool) -> io::Result<()> {
+        let vcpus = self.vcpus();
+        let fd = vcpus.get(vcpu as usize);
+        let fd = fd.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        let interrupt = Interrupt {
+            irq: match asserted {
+                true => INTERRUPT_SET,
+                false => INTERRUPT_UNSET,
+            },
+        };
+        // SAFETY: the call reads the structure and nothing else; it may be made
+        // while the vCPU runs in its thread (kvm_arch_vcpu_async_ioctl).
+        match unsafe { ioctl_with_ref(fd, KVM_INTERRUPT(), &interrupt) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
 
     fn attach_irqfd(&self, event: &EventFd, gsi: u32) -> io::Result<()> {
@@ -283,7 +342,10 @@ impl Vcpu for KvmVcpu {
                 return Ok(());
             }
             Ok(VcpuExit::SystemEvent(kind, data)) => {
-                handle(Exit::SystemEvent { kind, data });
+                let mut data = data.to_vec();
+                let side = kvm_side(self.machine.as_ref())?;
+                data.extend(side.system_event_registers(&self.fd)?);
+                handle(Exit::SystemEvent { kind, data: &data });
                 return Ok(());
             }
             Ok(VcpuExit::FailEntry(reason, _)) => {
