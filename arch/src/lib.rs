@@ -8,6 +8,7 @@ pub mod aarch64;
 mod initrd;
 pub mod ppc64;
 mod random;
+mod shared;
 pub mod x86_64;
 
 use crossvisor_vmm::arch::Architecture;

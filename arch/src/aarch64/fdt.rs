@@ -4,11 +4,12 @@
 use crossvisor_devices::pl061::POWER_KEY_LINE;
 use crossvisor_vmm::config::Console;
 use crossvisor_vmm::error::Error;
-use crossvisor_vmm::plan::{Pci, Plan, Range, Slot};
+use crossvisor_vmm::plan::{Plan, Range};
 use vm_fdt::{FdtWriter, FdtWriterResult};
 
 use super::gic::Gic;
 use super::layout::name;
+use crate::shared::fdt::{self as shared, Loading, PciInterrupts, PciMessages, reg};
 
 // Phandles.
 const GIC: u32 = 1;
@@ -29,24 +30,8 @@ const TIMER_PPIS: [u32; 4] = [13, 14, 11, 10];
 /// The PMU's private interrupt.
 pub const PMU_PPI: u32 = 7;
 
-/// KEY_POWER of Linux's input event codes.
-const KEY_POWER: u32 = 116;
-
-/// Clock of an 8250 in a PC, in Hz.
-const UART_CLOCK: u32 = 1_843_200;
 /// Clock of the PrimeCell peripherals, in Hz.
 const PERIPHERAL_CLOCK: u32 = 24_000_000;
-
-/// What only loading decides.
-#[derive(Clone, Debug, Default)]
-pub struct Loading {
-    /// Where the initrd is.
-    pub initrd: Option<Range>,
-    /// Seed of the kernel's address space layout.
-    pub kaslr_seed: Option<u64>,
-    /// Seed of the kernel's random number generator.
-    pub rng_seed: Vec<u8>,
-}
 
 /// What the tree says of the machine.
 #[derive(Clone, Copy, Debug)]
@@ -66,8 +51,7 @@ pub struct Contents<'a> {
 /// # Errors
 /// A value cannot be told in a device tree, such as a command line with a NUL.
 pub fn build(contents: &Contents<'_>, loading: &Loading) -> Result<Vec<u8>, Error> {
-    write(contents, loading)
-        .map_err(|error| Error::Boot(format!("the device tree cannot be built: {error}")))
+    write(contents, loading).map_err(shared::failed)
 }
 
 fn write(contents: &Contents<'_>, loading: &Loading) -> FdtWriterResult<Vec<u8>> {
@@ -82,13 +66,11 @@ fn write(contents: &Contents<'_>, loading: &Loading) -> FdtWriterResult<Vec<u8>>
     if plan.pci.is_some() || !plan.devices.is_empty() {
         fdt.property_null("dma-coherent")?;
     }
-    chosen(&mut fdt, contents, loading)?;
-    for range in &plan.memory {
-        let node = fdt.begin_node(&format!("memory@{:x}", range.base))?;
-        fdt.property_string("device_type", "memory")?;
-        reg(&mut fdt, &[*range])?;
-        fdt.end_node(node)?;
-    }
+    let uart = plan.region(name::UART);
+    let stdout = uart.filter(|_| contents.console == Console::Native);
+    let stdout = stdout.map(|uart| format!("/{}", shared::uart_name(uart)));
+    shared::chosen(&mut fdt, &plan.cmdline, stdout.as_deref(), loading)?;
+    shared::memory(&mut fdt, &plan.memory)?;
     cpus(&mut fdt, plan.cpus)?;
     psci(&mut fdt)?;
     timer(&mut fdt, contents)?;
@@ -101,40 +83,32 @@ fn write(contents: &Contents<'_>, loading: &Loading) -> FdtWriterResult<Vec<u8>>
     gic(&mut fdt, contents)?;
     clock(&mut fdt)?;
     peripherals(&mut fdt, plan)?;
-    for device in &plan.devices {
-        if let Slot::Mmio { range, gsi } = device.slot {
-            let node = fdt.begin_node(&format!("virtio_mmio@{:x}", range.base))?;
-            fdt.property_string("compatible", "virtio,mmio")?;
-            reg(&mut fdt, &[range])?;
-            fdt.property_array_u32("interrupts", &[SPI, gsi, EDGE])?;
-            fdt.property_null("dma-coherent")?;
-            fdt.end_node(node)?;
-        }
-    }
+    shared::virtio_mmio(&mut fdt, plan, &edge)?;
     if let Some(root) = &plan.pci {
-        pci(&mut fdt, root, contents.gic)?;
+        let interrupts = PciInterrupts {
+            controller: GIC,
+            address_cells: 2,
+            level: &level,
+            messages: match contents.gic {
+                Gic::V3Its => PciMessages::Map(MSI),
+                Gic::V2m => PciMessages::Parent(MSI),
+                Gic::V2 | Gic::V3 => PciMessages::None,
+            },
+        };
+        shared::pci(&mut fdt, root, &interrupts)?;
     }
     fdt.end_node(root)?;
     fdt.finish()
 }
 
-fn chosen(fdt: &mut FdtWriter, contents: &Contents<'_>, loading: &Loading) -> FdtWriterResult<()> {
-    let node = fdt.begin_node("chosen")?;
-    fdt.property_string("bootargs", &contents.plan.cmdline)?;
-    if let (Console::Native, Some(uart)) = (contents.console, contents.plan.region(name::UART)) {
-        fdt.property_string("stdout-path", &format!("/serial@{:x}", uart.range.base))?;
-    }
-    if let Some(initrd) = loading.initrd {
-        fdt.property_u64("linux,initrd-start", initrd.base)?;
-        fdt.property_u64("linux,initrd-end", initrd.end())?;
-    }
-    if let Some(seed) = loading.kaslr_seed {
-        fdt.property_u64("kaslr-seed", seed)?;
-    }
-    if !loading.rng_seed.is_empty() {
-        fdt.property("rng-seed", &loading.rng_seed)?;
-    }
-    fdt.end_node(node)
+/// An edge-triggered shared interrupt.
+fn edge(gsi: u32) -> Vec<u32> {
+    vec![SPI, gsi, EDGE]
+}
+
+/// A level-triggered shared interrupt.
+fn level(gsi: u32) -> Vec<u32> {
+    vec![SPI, gsi, LEVEL]
 }
 
 /// The affinity fields of MPIDR_EL1 that KVM gives vCPU `index` (reset_mpidr in
@@ -237,14 +211,7 @@ fn clock(fdt: &mut FdtWriter) -> FdtWriterResult<()> {
 
 fn peripherals(fdt: &mut FdtWriter, plan: &Plan) -> FdtWriterResult<()> {
     if let Some(uart) = plan.region(name::UART) {
-        let node = fdt.begin_node(&format!("serial@{:x}", uart.range.base))?;
-        fdt.property_string("compatible", "ns16550a")?;
-        reg(fdt, &[uart.range])?;
-        if let Some(gsi) = uart.gsi {
-            fdt.property_array_u32("interrupts", &[SPI, gsi, EDGE])?;
-        }
-        fdt.property_u32("clock-frequency", UART_CLOCK)?;
-        fdt.end_node(node)?;
+        shared::uart(fdt, uart, &edge)?;
     }
     if let Some(rtc) = plan.region(name::RTC) {
         let node = fdt.begin_node(&format!("rtc@{:x}", rtc.range.base))?;
@@ -258,7 +225,7 @@ fn peripherals(fdt: &mut FdtWriter, plan: &Plan) -> FdtWriterResult<()> {
         fdt.property_phandle(GPIO)?;
         reg(fdt, &[gpio.range])?;
         if let Some(gsi) = gpio.gsi {
-            fdt.property_array_u32("interrupts", &[SPI, gsi, LEVEL])?;
+            fdt.property_array_u32("interrupts", &level(gsi))?;
         }
         fdt.property_null("gpio-controller")?;
         fdt.property_u32("#gpio-cells", 2)?;
@@ -266,15 +233,9 @@ fn peripherals(fdt: &mut FdtWriter, plan: &Plan) -> FdtWriterResult<()> {
         fdt.property_u32("#interrupt-cells", 2)?;
         fdt.property_u32("#address-cells", 0)?;
         fdt.end_node(node)?;
-        let keys = fdt.begin_node("gpio-keys")?;
-        fdt.property_string("compatible", "gpio-keys")?;
-        let key = fdt.begin_node("poweroff")?;
-        fdt.property_string("label", "power key")?;
-        fdt.property_u32("linux,code", KEY_POWER)?;
         // The line, active high (GPIO_ACTIVE_HIGH).
-        fdt.property_array_u32("gpios", &[GPIO, POWER_KEY_LINE.into(), 0])?;
-        fdt.end_node(key)?;
-        fdt.end_node(keys)?;
+        let line = [GPIO, POWER_KEY_LINE.into(), 0];
+        shared::power_key(fdt, |fdt| fdt.property_array_u32("gpios", &line))?;
     }
     Ok(())
 }
@@ -287,66 +248,4 @@ fn prime_cell(fdt: &mut FdtWriter, compatible: &str) -> FdtWriterResult<()> {
     )?;
     fdt.property_u32("clocks", CLOCK)?;
     fdt.property_string("clock-names", "apb_pclk")
-}
-
-// The first cell of a PCI address in `ranges` (IEEE 1275 PCI bus binding,
-// section 2.2.1.1): space code, and whether the window is for prefetchable
-// memory, as Linux wants one to be that is larger than 4 GiB.
-const PCI_MEMORY_32: u32 = 0x0200_0000;
-const PCI_MEMORY_64: u32 = 0x4300_0000;
-
-fn pci(fdt: &mut FdtWriter, pci: &Pci, gic: Gic) -> FdtWriterResult<()> {
-    let Some(ecam) = pci.ecam else {
-        return Ok(());
-    };
-    let node = fdt.begin_node(&format!("pcie@{:x}", ecam.base))?;
-    fdt.property_string("compatible", "pci-host-ecam-generic")?;
-    fdt.property_string("device_type", "pci")?;
-    fdt.property_u32("#address-cells", 3)?;
-    fdt.property_u32("#size-cells", 2)?;
-    reg(fdt, &[ecam])?;
-    let last_bus = u32::try_from((ecam.size >> 20).saturating_sub(1)).unwrap_or(0xff);
-    fdt.property_array_u32("bus-range", &[0, last_bus])?;
-    fdt.property_u32("linux,pci-domain", 0)?;
-    fdt.property_null("dma-coherent")?;
-    let windows = [(PCI_MEMORY_32, pci.mmio32), (PCI_MEMORY_64, pci.mmio64)];
-    let ranges: Vec<u32> = windows
-        .iter()
-        .flat_map(|(space, window)| {
-            let [bus, cpu, size] =
-                [window.bus_address, window.range.base, window.range.size].map(cells);
-            [*space, bus[0], bus[1], cpu[0], cpu[1], size[0], size[1]]
-        })
-        .collect();
-    fdt.property_array_u32("ranges", &ranges)?;
-    // Wires: device and pin swizzle, so four devices show all there is.
-    let mut map = Vec::new();
-    for device in 0..4 {
-        for pin in 1..=4 {
-            let gsi = pci.intx[(device as usize + pin as usize - 1) % 4];
-            map.extend([device << 11, 0, 0, pin, GIC, 0, 0, SPI, gsi, LEVEL]);
-        }
-    }
-    fdt.property_u32("#interrupt-cells", 1)?;
-    fdt.property_array_u32("interrupt-map-mask", &[3 << 11, 0, 0, 7])?;
-    fdt.property_array_u32("interrupt-map", &map)?;
-    match gic {
-        // Every requester ID is its own device ID.
-        Gic::V3Its => fdt.property_array_u32("msi-map", &[0, MSI, 0, 0x1_0000])?,
-        Gic::V2m => fdt.property_u32("msi-parent", MSI)?,
-        Gic::V2 | Gic::V3 => {}
-    }
-    fdt.end_node(node)
-}
-
-fn cells(value: u64) -> [u32; 2] {
-    [(value >> 32) as u32, value as u32]
-}
-
-fn reg(fdt: &mut FdtWriter, ranges: &[Range]) -> FdtWriterResult<()> {
-    let values: Vec<u64> = ranges
-        .iter()
-        .flat_map(|range| [range.base, range.size])
-        .collect();
-    fdt.property_array_u64("reg", &values)
 }

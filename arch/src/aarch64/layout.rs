@@ -13,14 +13,14 @@
 //! What KVM maps or emulates by pages is aligned to 64 KiB, the largest page of
 //! an arm64 host.
 
-use crossvisor_boot::cmdline;
 use crossvisor_devices::virtio::mmio::MMIO_SIZE;
 use crossvisor_vmm::arch::Host;
-use crossvisor_vmm::config::{Console, Transport, VmConfig};
+use crossvisor_vmm::config::{Transport, VmConfig};
 use crossvisor_vmm::error::{Error, Result};
-use crossvisor_vmm::plan::{self, Pci, PciSlots, PciWindow, Plan, Range, Region, Slot};
+use crossvisor_vmm::plan::{self, Pci, PciSlots, Plan, Range, Region};
 
 use super::gic::Gic;
+use crate::shared::layout::{self as shared, AddressSpace, MmioSlots};
 
 /// The largest page of an arm64 host, in bytes.
 const MAX_PAGE: u64 = 64 << 10;
@@ -46,11 +46,6 @@ pub const UART: Range = Range::new(0x0900_0000, 8);
 pub const RTC: Range = Range::new(0x0901_0000, 4 << 10);
 /// PL061 GPIO controller, for the power key.
 pub const GPIO: Range = Range::new(0x0902_0000, 4 << 10);
-/// The first virtio-mmio slot; they are a page of 4 KiB apart.
-const MMIO_SLOTS: u64 = 0x0a00_0000;
-const MMIO_STEP: u64 = 4 << 10;
-/// How many virtio-mmio slots there are.
-const MMIO_COUNT: u32 = 64;
 
 const PCI_MMIO32: Range = Range::new(0x1000_0000, 512 << 20);
 /// Configuration space of bus 0; the map has room for 256 buses.
@@ -63,7 +58,11 @@ pub const RAM_BASE: u64 = 1 << 30;
 const INTX: [u32; 4] = [0, 1, 2, 3];
 const UART_GSI: u32 = 4;
 const GPIO_GSI: u32 = 5;
-const MMIO_FIRST_GSI: u32 = 16;
+const MMIO: MmioSlots = MmioSlots {
+    base: 0x0a00_0000,
+    first_gsi: 16,
+    count: 64,
+};
 /// How many shared interrupts are wires.
 pub const WIRES: u32 = 96;
 /// The first shared interrupt of the v2m frame.
@@ -74,6 +73,16 @@ pub const V2M_SPIS: u32 = 384;
 /// The guest-physical address width that KVM gives a VM when it is not asked
 /// for one (KVM API, section 4.2).
 pub const DEFAULT_IPA_BITS: u32 = 40;
+
+/// KVM's default, or what it has at most when that is less, or more when the
+/// RAM needs it. 2^52 is the largest physical address space of the architecture
+/// (FEAT_LPA).
+const SPACE: AddressSpace = AddressSpace {
+    ram_base: RAM_BASE,
+    usual_bits: DEFAULT_IPA_BITS,
+    least_bits: 32,
+    most_bits: 52,
+};
 
 /// The longest command line without its NUL: arm64's COMMAND_LINE_SIZE is 2048
 /// (arch/arm64/include/uapi/asm/setup.h).
@@ -107,16 +116,12 @@ pub mod name {
 pub fn plan(config: &VmConfig, host: &Host, gic: Gic) -> Result<(Plan, u32)> {
     plan::one_mmu(config)?;
     check_cpus(config, host, gic)?;
-    let ipa_bits = ipa_bits(config.memory, host)?;
+    let ipa_bits = SPACE.bits(config.memory, host)?;
     let transport = plan::transport(config, Transport::Pci, &[Transport::Pci, Transport::Mmio])?;
     let mut pci_slots = PciSlots::default();
-    let mut mmio_slot = 0;
+    let mut mmio_slots = 0..;
     let devices = plan::devices(config, |_, _| match transport {
-        Transport::Mmio => {
-            let slot = mmio(mmio_slot)?;
-            mmio_slot += 1;
-            Ok(slot)
-        }
+        Transport::Mmio => MMIO.slot(mmio_slots.next().unwrap_or(u32::MAX)),
         _ => pci_slots.take(),
     })?;
     let plan = Plan {
@@ -129,7 +134,7 @@ pub fn plan(config: &VmConfig, host: &Host, gic: Gic) -> Result<(Plan, u32)> {
         first_free_gsi: WIRES,
         pci: (transport == Transport::Pci).then(|| pci(gic, ipa_bits)),
         devices,
-        cmdline: command_line(config)?,
+        cmdline: shared::command_line(config, "ttyS0", CMDLINE_MAX)?,
         guest_modules: vec!["gpio_keys", "evdev"],
     };
     plan.check(host.page_size)?;
@@ -154,44 +159,6 @@ fn check_cpus(config: &VmConfig, host: &Host, gic: Gic) -> Result<()> {
             gic.name()
         ),
     ))
-}
-
-/// Where RAM must end, in a space of `bits` bits: above is the PCI window.
-const fn ram_limit(bits: u32) -> u64 {
-    (1 << bits) / 4 * 3
-}
-
-/// The width of the guest-physical address space: KVM's default, or what it has
-/// at most when that is less, or more when the RAM needs it. A wider space may
-/// cost a level of page tables.
-fn ipa_bits(memory: u64, host: &Host) -> Result<u32> {
-    // 2^52 is the largest physical address space of the architecture (FEAT_LPA).
-    let most = host.physical_bits.clamp(32, 52);
-    if memory == 0 {
-        return Err(Error::config("--memory", "a guest needs some memory"));
-    }
-    if host.page_size == 0 || !memory.is_multiple_of(host.page_size) {
-        return Err(Error::config(
-            "--memory",
-            format!(
-                "{memory} bytes are not a multiple of this host's pages of {} bytes",
-                host.page_size
-            ),
-        ));
-    }
-    let end = RAM_BASE.checked_add(memory);
-    let fits = |bits: &u32| end.is_some_and(|end| end <= ram_limit(*bits));
-    (most.min(DEFAULT_IPA_BITS)..=most).find(fits).ok_or_else(|| {
-        Error::config(
-            "--memory",
-            format!(
-                "{} MiB do not fit into this host's {most} bits of guest-physical addresses: at \
-                 most {} MiB do",
-                memory >> 20,
-                (ram_limit(most) - RAM_BASE) >> 20
-            ),
-        )
-    })
 }
 
 fn regions(cpus: u32, gic: Gic) -> Vec<Region> {
@@ -228,55 +195,21 @@ fn regions(cpus: u32, gic: Gic) -> Vec<Region> {
 }
 
 fn pci(gic: Gic, ipa_bits: u32) -> Pci {
-    let above = Range::new(ram_limit(ipa_bits), (1 << ipa_bits) - ram_limit(ipa_bits));
-    let identity = |range: Range| PciWindow {
-        range,
-        bus_address: range.base,
-    };
     Pci {
         ecam: Some(PCI_ECAM),
-        mmio32: identity(PCI_MMIO32),
-        mmio64: identity(above),
+        mmio32: shared::identity(PCI_MMIO32),
+        mmio64: shared::identity(AddressSpace::above_ram(ipa_bits)),
         intx: INTX,
         msi: gic.has_msi(),
     }
-}
-
-fn mmio(slot: u32) -> Result<Slot> {
-    if slot >= MMIO_COUNT {
-        return Err(Error::config(
-            "--disk, --net",
-            format!("at most {MMIO_COUNT} virtio devices fit into this machine's MMIO slots"),
-        ));
-    }
-    Ok(Slot::Mmio {
-        range: Range::new(MMIO_SLOTS + u64::from(slot) * MMIO_STEP, MMIO_SIZE),
-        gsi: MMIO_FIRST_GSI + slot,
-    })
-}
-
-/// The defaults and what the user adds. Linux resets cold, except after a
-/// panic: see `reset_is_panic`.
-fn command_line(config: &VmConfig) -> Result<String> {
-    let console = match config.console {
-        Console::Native => "console=ttyS0",
-        Console::Virtio => "console=hvc0",
-        Console::None => "",
-    };
-    let defaults = match config.default_cmdline {
-        true => [console, "panic=-1 reboot=panic_warm"],
-        false => ["", ""],
-    };
-    let parts = defaults.into_iter().chain([config.cmdline.as_str()]);
-    cmdline::join(parts, CMDLINE_MAX).map_err(|error| Error::config("--cmdline", error.to_string()))
 }
 
 const _: () = {
     assert!(GIC_DISTRIBUTOR.base.is_multiple_of(MAX_PAGE));
     assert!(GICV2_CPU_INTERFACE.base.is_multiple_of(MAX_PAGE));
     assert!(ITS.base.is_multiple_of(MAX_PAGE) && REDISTRIBUTORS.is_multiple_of(MAX_PAGE));
-    assert!(MMIO_FIRST_GSI + MMIO_COUNT <= WIRES);
-    assert!(MMIO_SIZE <= MMIO_STEP);
+    assert!(MMIO.first_gsi + MMIO.count <= WIRES);
+    assert!(MMIO_SIZE <= MmioSlots::STEP);
     // Room for the redistributors of as many vCPUs as KVM can have.
     assert!(
         REDISTRIBUTORS + super::gic::V3_MAX_VCPUS as u64 * REDISTRIBUTOR_SIZE <= PCI_MMIO32.base

@@ -55,10 +55,11 @@ use crossvisor_vmm::plan::Plan;
 use crossvisor_vmm::wiring::Wiring;
 use vm_memory::GuestMemoryMmap;
 
-use self::fdt::{Contents, Loading};
+use self::fdt::Contents;
 use self::gic::Gic;
 use self::layout::name;
 use self::v2m::V2mFrame;
+use crate::shared::fdt::Loading;
 
 /// The architecture's canonical name.
 const NAME: &str = "aarch64";

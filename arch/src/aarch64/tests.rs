@@ -6,9 +6,10 @@ use crossvisor_vmm::plan::{Range, Slot};
 use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::{Node, Property};
 
-use super::fdt::{self, Loading};
+use super::fdt;
 use super::gic::Gic;
 use super::{Aarch64, Aarch64Machine, host, layout};
+use crate::shared::fdt::Loading;
 
 /// A host that offers every controller.
 pub(super) fn rich_host() -> Host {

@@ -1,0 +1,5 @@
+//! What several architectures have in common and none of them owns.
+
+pub mod fdt;
+pub mod image;
+pub mod layout;
