@@ -33,6 +33,8 @@ enum Measured {
     Exits {
         reasons: BTreeMap<String, u64>,
         places: Vec<(String, u64)>,
+        /// Microseconds from the start to the first entry into the guest.
+        entry: Option<u64>,
     },
 }
 
@@ -45,6 +47,8 @@ struct Cell {
     memory: Option<(u64, u64)>,
     reasons: BTreeMap<String, u64>,
     places: Vec<(String, u64)>,
+    /// Microseconds to the first entry into the guest.
+    entry: Option<u64>,
 }
 
 /// All that was measured so far.
@@ -84,10 +88,14 @@ impl Report {
                 );
                 cell.memory = Some((guest, beyond));
             }
-            Measured::Exits { reasons, places } => {
+            Measured::Exits {
+                reasons,
+                places,
+                entry,
+            } => {
                 let sum: u64 = reasons.values().sum();
                 let _ = write!(said, "{sum} exits to user space until init");
-                (cell.reasons, cell.places) = (reasons, places);
+                (cell.reasons, cell.places, cell.entry) = (reasons, places, entry);
             }
             Measured::Program { .. } => {}
         }
@@ -113,6 +121,11 @@ impl Report {
                     aim.filter(|_| what == TIMES[0].0),
                 ));
             }
+        }
+        for &cpus in &numbers {
+            let pick = |name| -> Vec<u64> { cell(cpus, name).entry.into_iter().collect() };
+            let what = format!("start to the first entry, {}", vcpus(cpus));
+            rows.push(times(what, pick(own), pick(peer), None));
         }
         for &cpus in &numbers {
             let pick = |name| {
@@ -201,7 +214,11 @@ fn times(what: String, ours: Vec<u64>, theirs: Vec<u64>, aim: Option<f64>) -> Ro
         what,
         middle(&ours),
         middle(&theirs),
-        ratio.map_or("-".into(), |r| format!("{r:.2} ({least:.2} to {most:.2})")),
+        match ratio {
+            None => "-".into(),
+            Some(ratio) if ratios.len() == 1 => format!("{ratio:.2}"),
+            Some(ratio) => format!("{ratio:.2} ({least:.2} to {most:.2})"),
+        },
         match (ratio, aim) {
             (Some(ratio), Some(aim)) => format!("{aim:.2}: {}", verdict(ratio <= aim)),
             _ => String::new(),
@@ -300,7 +317,7 @@ mod tests {
             r#"{"contender":"a","cpus":1,"measured":{"boot":{"round":1,"init":1200000,"exit":2200000}}}"#,
             r#"{"contender":"a","cpus":1,"measured":{"memory":{"guest":100,"beyond":6144}}}"#,
             r#"{"contender":"b","cpus":1,"measured":{"memory":{"guest":100,"beyond":12288}}}"#,
-            r#"{"contender":"a","cpus":1,"measured":{"exits":{"reasons":{"IO":3},"places":[["IO write 0x3f8",2]]}}}"#,
+            r#"{"contender":"a","cpus":1,"measured":{"exits":{"reasons":{"IO":3},"places":[["IO write 0x3f8",2]],"entry":200000}}}"#,
         ] {
             report.line(line).unwrap();
         }
@@ -337,9 +354,13 @@ mod tests {
         let mut report = report();
         assert!(!report.is_whole(2, 1));
         report
-            .line(r#"{"contender":"b","cpus":1,"measured":{"exits":{"reasons":{"IO":3},"places":[]}}}"#)
+            .line(r#"{"contender":"b","cpus":1,"measured":{"exits":{"reasons":{"IO":3},"places":[],"entry":400000}}}"#)
             .unwrap();
         assert!(report.is_whole(2, 1));
+        let text = report.text("a", "b", None);
+        let row = text.lines().find(|line| line.contains("first entry"));
+        let words: Vec<&str> = row.unwrap().split_whitespace().skip(7).collect();
+        assert_eq!(words, ["0.200", "s", "0.400", "s", "0.50"]);
         assert!(!report.is_whole(2, 2));
         assert!(report.line("nonsense").is_err());
     }

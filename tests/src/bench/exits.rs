@@ -3,7 +3,8 @@
 //! Linux `include/trace/events/kvm.h`: `kvm_userspace_exit` comes at the end of
 //! each KVM_RUN, with its reason. On the same thread `kvm_mmio` or (x86)
 //! `kvm_pio` tells the place: before it, but a port that is read after it, when
-//! what was read is known.
+//! what was read is known. `kvm_entry`, which not every architecture has, shows
+//! when the guest's first instruction ran.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,11 +17,13 @@ use crate::check::{At, Result, fail};
 /// Where the kernel's tracing is reached.
 const TRACEFS: &str = "/sys/kernel/tracing";
 
-/// The events that are traced, those first that must be there.
-const EVENTS: [(&str, bool); 3] = [
-    ("kvm_userspace_exit", true),
-    ("kvm_mmio", false),
-    ("kvm_pio", false),
+/// The events that are traced, and whether they must be there.
+const EVENTS: [(&str, bool); 5] = [
+    ("kvm/kvm_userspace_exit", true),
+    ("kvm/kvm_mmio", false),
+    ("kvm/kvm_pio", false),
+    ("kvm/kvm_entry", false),
+    ("sched/sched_process_exec", false),
 ];
 
 /// Places that are reported.
@@ -29,8 +32,17 @@ const PLACES: usize = 12;
 /// Stands for the place of an exit that is told after it.
 const AWAITED: &str = "?";
 
-/// Exits by reason, and the places with the most.
-pub type Counts = (BTreeMap<String, u64>, Vec<(String, u64)>);
+/// What was traced of one run.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Exits by reason.
+    pub reasons: BTreeMap<String, u64>,
+    /// The places with the most exits.
+    pub places: Vec<(String, u64)>,
+    /// Microseconds from the VMM's start to the first entry into the guest,
+    /// where that is traced.
+    pub entry: Option<u64>,
+}
 
 /// Tracing that goes on until it is ended or dropped.
 pub struct Tracing(());
@@ -47,7 +59,7 @@ impl Tracing {
         // KiB for each CPU: an exit takes under 100 bytes.
         set("buffer_size_kb", "32768")?;
         for (event, needed) in EVENTS {
-            let switch = format!("events/kvm/{event}/enable");
+            let switch = format!("events/{event}/enable");
             if needed || Path::new(TRACEFS).join(&switch).exists() {
                 set(&switch, "1")?;
             }
@@ -68,7 +80,7 @@ impl Tracing {
 impl Drop for Tracing {
     fn drop(&mut self) {
         let _ = set("tracing_on", "0");
-        let _ = set("events/kvm/enable", "0");
+        let _ = set("events/enable", "0");
         let _ = set("trace", "");
     }
 }
@@ -84,11 +96,20 @@ fn count(text: &str) -> Result<Counts> {
     let mut places: BTreeMap<String, u64> = BTreeMap::new();
     // What each thread wrote or was about to read last.
     let mut last: BTreeMap<&str, String> = BTreeMap::new();
+    let (mut started, mut entered) = (None, None);
     for line in text.lines().filter(|line| !line.starts_with('#')) {
-        let Some((thread, event, rest)) = event(line) else {
+        let Some(Event {
+            thread,
+            time,
+            name,
+            rest,
+        }) = event(line)
+        else {
             continue;
         };
-        match event {
+        match name {
+            "sched_process_exec" => started = started.or(time),
+            "kvm_entry" => entered = entered.or(time),
             "kvm_userspace_exit" => {
                 let reason = reason(rest);
                 let place = match reason.as_str() {
@@ -123,16 +144,40 @@ fn count(text: &str) -> Result<Counts> {
     let mut places: Vec<(String, u64)> = places.into_iter().collect();
     places.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
     places.truncate(PLACES);
-    Ok((reasons, places))
+    let entry = match (started, entered) {
+        (Some(started), Some(entered)) => entered.checked_sub(started),
+        _ => None,
+    };
+    Ok(Counts {
+        reasons,
+        places,
+        entry,
+    })
 }
 
-/// The thread, the event and what it says of itself.
-fn event(line: &str) -> Option<(&str, &str, &str)> {
+/// A line of the trace.
+struct Event<'a> {
+    thread: &'a str,
+    /// In microseconds.
+    time: Option<u64>,
+    name: &'a str,
+    /// What it says of itself.
+    rest: &'a str,
+}
+
+fn event(line: &str) -> Option<Event<'_>> {
     // A thread's name may hold spaces; its CPU stands in brackets.
     let (thread, rest) = line.split_once(" [")?;
-    let (_, rest) = rest.split_once(": ")?;
-    let (event, rest) = rest.split_once(':')?;
-    Some((thread.trim(), event.trim(), rest.trim()))
+    let (before, rest) = rest.split_once(": ")?;
+    let (name, rest) = rest.split_once(':')?;
+    let time = before.split_whitespace().last()?;
+    Some(Event {
+        thread: thread.trim(),
+        // Seconds with six digits after the point.
+        time: time.replace('.', "").parse().ok(),
+        name: name.trim(),
+        rest: rest.trim(),
+    })
 }
 
 /// `reason KVM_EXIT_IO (2)`, without its prefix and number; `restart` and
@@ -166,6 +211,8 @@ mod tests {
     const TRACE: &str = "\
 # tracer: nop
 #
+ crossvisor-410     [001] .....    26.371000: sched_process_exec: filename=/x pid=410 old_pid=410
+      vcpu0-412     [001] d..1.    26.371210: kvm_entry: vcpu 0, rip 0x1000200
       vcpu0-412     [001] .....    26.371218: kvm_pio: pio_write at 0x3f8 size 1 count 1 val 0x61
       vcpu0-412     [001] .....    26.371220: kvm_userspace_exit: reason KVM_EXIT_IO (2)
  CPU 1/KVM-413      [000] .....    26.371225: kvm_mmio: mmio unsatisfied-read len 4 gpa 0xb0000000 val 0x0
@@ -181,7 +228,12 @@ mod tests {
 
     #[test]
     fn exits_by_reason_and_place() {
-        let (reasons, places) = count(TRACE).unwrap();
+        let Counts {
+            reasons,
+            places,
+            entry,
+        } = count(TRACE).unwrap();
+        assert_eq!(entry, Some(210));
         let reasons: Vec<_> = reasons.iter().map(|(r, n)| (r.as_str(), *n)).collect();
         assert_eq!(reasons, [("IO", 3), ("MMIO", 1), ("restart", 1)]);
         assert_eq!(

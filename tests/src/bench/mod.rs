@@ -74,10 +74,12 @@ enum Measured {
     /// Resident memory while the guest's init stands still.
     Memory { guest: u64, beyond: u64 },
     /// Exits to user space until init: how many for each reason, and at the
-    /// places (a port or an address) with the most.
+    /// places (a port or an address) with the most. Microseconds to the first
+    /// entry into the guest, where the host's KVM tells.
     Exits {
         reasons: BTreeMap<String, u64>,
         places: Vec<(String, u64)>,
+        entry: Option<u64>,
     },
 }
 
@@ -119,8 +121,17 @@ pub fn run(arguments: &[String]) -> Result {
         for contender in &plan.contenders {
             let (guest, beyond) = resident(&plan, contender, cpus)?;
             say(contender, cpus, Measured::Memory { guest, beyond })?;
-            let (reasons, places) = counted(&plan, contender, cpus)?;
-            say(contender, cpus, Measured::Exits { reasons, places })?;
+            let exits::Counts {
+                reasons,
+                places,
+                entry,
+            } = counted(&plan, contender, cpus)?;
+            let measured = Measured::Exits {
+                reasons,
+                places,
+                entry,
+            };
+            say(contender, cpus, measured)?;
         }
     }
     Ok(())
