@@ -277,7 +277,7 @@ pub trait KvmMachine: Send + Sync {
     /// KVM refused a register.
     fn start_vcpu(
         &self,
-        vcpu: &kvm::VcpuFd,
+        vcpu: &mut kvm::VcpuFd,
         index: u32,
         registers: Option<&RegisterState>,
     ) -> Result<()>;
@@ -296,7 +296,7 @@ pub trait KvmMachine: Send + Sync {
     ///
     /// # Errors
     /// KVM refused one, or no exit of the machine sets any.
-    fn set_vcpu_registers(&self, _vcpu: &kvm::VcpuFd, registers: &RegisterState) -> Result<()> {
+    fn set_vcpu_registers(&self, _vcpu: &mut kvm::VcpuFd, registers: &RegisterState) -> Result<()> {
         Err(no_such_registers(registers))
     }
 

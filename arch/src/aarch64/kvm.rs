@@ -239,7 +239,7 @@ impl KvmMachine for Aarch64Machine {
 
     fn start_vcpu(
         &self,
-        vcpu: &VcpuFd,
+        vcpu: &mut VcpuFd,
         index: u32,
         registers: Option<&RegisterState>,
     ) -> Result<()> {

@@ -138,7 +138,7 @@ impl KvmMachine for X86Machine {
 
     fn start_vcpu(
         &self,
-        vcpu: &VcpuFd,
+        vcpu: &mut VcpuFd,
         _index: u32,
         registers: Option<&RegisterState>,
     ) -> Result<()> {

@@ -10,18 +10,18 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossvisor_devices::notify::Doorbell;
-use kvm_bindings::{
-    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_MSI_VALID_DEVID, KvmIrqRouting,
-    kvm_irq_routing_entry, kvm_userspace_memory_region,
-};
-use kvm_ioctls::{DeviceFd, IoEventAddress, Kvm, NoDatamatch, VcpuExit, VcpuFd, VmFd};
 use vm_memory::{
     Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress,
 };
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::ioctl_with_ref;
-use vmm_sys_util::ioctl_iow_nr;
 
+use super::bindings::{
+    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_MSI_VALID_DEVID, KvmIrqRouting,
+    kvm_irq_routing_entry, kvm_userspace_memory_region,
+};
+use super::requests::Request;
+use super::{DeviceFd, IoEventAddress, Kvm, NoDatamatch, VcpuExit, VcpuFd, VmFd};
 use crate::arch::{KvmMachine, Machine, RegisterState};
 use crate::error::{Error, Result};
 use crate::exit::{ArchExit, Exit};
@@ -33,9 +33,7 @@ struct Interrupt {
     irq: u32,
 }
 
-/// The type of all of KVM's calls (KVMIO).
-const KVMIO: u32 = 0xae;
-ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, Interrupt);
+const KVM_INTERRUPT: Request<Interrupt> = Request::write(0x86);
 
 // What KVM_INTERRUPT takes where a vCPU has one pin for external interrupts
 // (KVM API, section 4.16: ppc and RISC-V).
@@ -193,7 +191,7 @@ impl Vm for KvmVm {
         };
         // SAFETY: the call reads the structure and nothing else; it may be made
         // while the vCPU runs in its thread (kvm_arch_vcpu_async_ioctl).
-        match unsafe { ioctl_with_ref(fd, KVM_INTERRUPT(), &interrupt) } {
+        match unsafe { ioctl_with_ref(fd, KVM_INTERRUPT.host_code(), &interrupt) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }
@@ -254,7 +252,9 @@ fn doorbell_address(bell: Doorbell) -> io::Result<IoEventAddress> {
     match bell {
         Doorbell::Mmio(address) => Ok(IoEventAddress::Mmio(address)),
         Doorbell::Pio(port) => Ok(IoEventAddress::Pio(port.into())),
-        Doorbell::Ccw(_) => Err(io::ErrorKind::Unsupported.into()),
+        Doorbell::Ccw(subchannel) => {
+            super::ccw_address(subchannel).ok_or_else(|| io::ErrorKind::Unsupported.into())
+        }
     }
 }
 
@@ -309,7 +309,7 @@ impl KvmVcpu {
 
 impl Vcpu for KvmVcpu {
     fn start(&mut self, registers: Option<&RegisterState>) -> Result<()> {
-        kvm_side(self.machine.as_ref())?.start_vcpu(&self.fd, self.index, registers)
+        kvm_side(self.machine.as_ref())?.start_vcpu(&mut self.fd, self.index, registers)
     }
 
     fn run(&mut self, handle: &mut dyn FnMut(Exit<'_>)) -> Result<()> {
@@ -376,7 +376,7 @@ impl Vcpu for KvmVcpu {
             },
         };
         let run = self.fd.get_kvm_run();
-        if reason == kvm_bindings::KVM_EXIT_INTERNAL_ERROR {
+        if reason == super::bindings::KVM_EXIT_INTERNAL_ERROR {
             // SAFETY: the exit reason says that this member of the union is the
             // one that KVM filled in; any bit pattern is a valid value of it.
             let suberror = unsafe { run.__bindgen_anon_1.internal.suberror };
@@ -401,7 +401,7 @@ impl Vcpu for KvmVcpu {
     }
 
     fn set_registers(&mut self, registers: &RegisterState) -> Result<()> {
-        kvm_side(self.machine.as_ref())?.set_vcpu_registers(&self.fd, registers)
+        kvm_side(self.machine.as_ref())?.set_vcpu_registers(&mut self.fd, registers)
     }
 
     fn dump(&self) -> String {

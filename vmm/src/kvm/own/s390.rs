@@ -1,0 +1,297 @@
+//! Calls that only s390 has.
+
+use super::{Error, Result, VcpuFd, VmFd, call, call_ref, call_value, requests};
+use crate::kvm::bindings::*;
+
+/// A bitmap of CPU features (KVM_S390_VM_CPU_MACHINE_FEAT); bit 0 is the
+/// leftmost one.
+pub type CpuFeatures = kvm_s390_vm_cpu_feat;
+
+/// How KVM_S390_MEM_OP finds memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryAccess {
+    /// By a logical address of a vCPU, as its PSW says, with this access
+    /// register; an exception is left pending at the vCPU.
+    Logical(u8),
+    /// The same, only to see whether it would go.
+    LogicalCheck(u8),
+}
+
+fn attribute(group: u32, attr: u32, addr: u64) -> kvm_device_attr {
+    kvm_device_attr {
+        flags: 0,
+        group,
+        attr: attr.into(),
+        addr,
+    }
+}
+
+impl VmFd {
+    /// Reads an attribute whose structure is `T`.
+    fn attribute<T: Default>(&self, group: u32, attr: u32) -> Result<T> {
+        let mut value = T::default();
+        let mut wanted = attribute(group, attr, &raw mut value as u64);
+        // SAFETY: the callers below name a `T` that is what the kernel writes
+        // for this attribute (KVM API, Documentation/virt/kvm/devices/vm.rst).
+        unsafe { self.get_device_attr(&mut wanted) }?;
+        Ok(value)
+    }
+
+    /// KVM_S390_VM_CPU_MACHINE: the host's CPU and the facilities that KVM can
+    /// give to guests.
+    ///
+    /// # Errors
+    /// KVM refused.
+    pub fn cpu_machine(&self) -> Result<kvm_s390_vm_cpu_machine> {
+        self.attribute(KVM_S390_VM_CPU_MODEL, KVM_S390_VM_CPU_MACHINE)
+    }
+
+    /// KVM_S390_VM_CPU_PROCESSOR: the guest's CPU.
+    ///
+    /// # Errors
+    /// KVM refused.
+    pub fn cpu_processor(&self) -> Result<kvm_s390_vm_cpu_processor> {
+        self.attribute(KVM_S390_VM_CPU_MODEL, KVM_S390_VM_CPU_PROCESSOR)
+    }
+
+    /// Sets the guest's CPU, before there are vCPUs.
+    ///
+    /// # Errors
+    /// KVM refused.
+    pub fn set_cpu_processor(&self, cpu: &kvm_s390_vm_cpu_processor) -> Result<()> {
+        let address = &raw const *cpu as u64;
+        self.set_device_attr(&attribute(
+            KVM_S390_VM_CPU_MODEL,
+            KVM_S390_VM_CPU_PROCESSOR,
+            address,
+        ))
+    }
+
+    /// KVM_S390_VM_CPU_MACHINE_FEAT: what the host offers.
+    ///
+    /// # Errors
+    /// KVM refused.
+    pub fn cpu_machine_features(&self) -> Result<CpuFeatures> {
+        self.attribute(KVM_S390_VM_CPU_MODEL, KVM_S390_VM_CPU_MACHINE_FEAT)
+    }
+
+    /// Sets KVM_S390_VM_CPU_PROCESSOR_FEAT, before there are vCPUs.
+    ///
+    /// # Errors
+    /// KVM refused.
+    pub fn set_cpu_processor_features(&self, features: &CpuFeatures) -> Result<()> {
+        let address = &raw const *features as u64;
+        self.set_device_attr(&attribute(
+            KVM_S390_VM_CPU_MODEL,
+            KVM_S390_VM_CPU_PROCESSOR_FEAT,
+            address,
+        ))
+    }
+
+    /// KVM_S390_VM_CPU_MACHINE_SUBFUNC: query blocks of the host's instructions.
+    ///
+    /// # Errors
+    /// KVM refused.
+    pub fn cpu_machine_subfunctions(&self) -> Result<kvm_s390_vm_cpu_subfunc> {
+        self.attribute(KVM_S390_VM_CPU_MODEL, KVM_S390_VM_CPU_MACHINE_SUBFUNC)
+    }
+
+    /// KVM_S390_VM_MEM_LIMIT_SIZE: the most guest memory, in bytes.
+    ///
+    /// # Errors
+    /// KVM refused.
+    pub fn memory_limit(&self) -> Result<u64> {
+        self.attribute(KVM_S390_VM_MEM_CTRL, KVM_S390_VM_MEM_LIMIT_SIZE)
+    }
+
+    /// Limits guest memory to `bytes`, before there are vCPUs; smaller guests
+    /// need fewer levels of page tables.
+    ///
+    /// # Errors
+    /// KVM refused.
+    pub fn set_memory_limit(&self, bytes: u64) -> Result<()> {
+        let address = &raw const bytes as u64;
+        self.set_device_attr(&attribute(
+            KVM_S390_VM_MEM_CTRL,
+            KVM_S390_VM_MEM_LIMIT_SIZE,
+            address,
+        ))
+    }
+
+    /// Switches an attribute on that has no value, such as
+    /// KVM_S390_VM_MEM_ENABLE_CMMA.
+    ///
+    /// # Errors
+    /// KVM does not have it, or it is too late.
+    pub fn enable(&self, group: u32, attr: u32) -> Result<()> {
+        self.set_device_attr(&attribute(group, attr, 0))
+    }
+
+    /// KVM_S390_INTERRUPT for the VM: floating interrupts.
+    ///
+    /// # Errors
+    /// KVM refused.
+    pub fn s390_interrupt(&self, interrupt: &kvm_s390_interrupt) -> Result<()> {
+        call_ref(self, requests::KVM_S390_INTERRUPT, interrupt).map(drop)
+    }
+
+    /// KVM_S390_SET_SKEYS: the storage keys of the pages from number `first`
+    /// on. The first such call has KVM use storage keys, and makes the guest's
+    /// memory present.
+    ///
+    /// # Errors
+    /// No such memory, or a key that is none.
+    pub fn set_storage_keys(&self, first: u64, keys: &[u8]) -> Result<()> {
+        let arguments = kvm_s390_skeys {
+            start_gfn: first,
+            count: keys.len() as u64,
+            skeydata_addr: keys.as_ptr() as u64,
+            ..Default::default()
+        };
+        call_ref(self, requests::KVM_S390_SET_SKEYS, &arguments).map(drop)
+    }
+
+    /// KVM_S390_GET_SKEYS: the storage keys of the pages from number `first` on.
+    /// False when the guest uses none.
+    ///
+    /// # Errors
+    /// No such memory.
+    pub fn get_storage_keys(&self, first: u64, keys: &mut [u8]) -> Result<bool> {
+        let arguments = kvm_s390_skeys {
+            start_gfn: first,
+            count: keys.len() as u64,
+            skeydata_addr: keys.as_mut_ptr() as u64,
+            ..Default::default()
+        };
+        // The kernel writes `count` bytes.
+        let result = call_ref(self, requests::KVM_S390_GET_SKEYS, &arguments)?;
+        Ok(result != KVM_S390_GET_SKEYS_NONE as i32)
+    }
+}
+
+impl VcpuFd {
+    /// The PSW, as the run page has it: mask and address.
+    pub fn psw(&self) -> (u64, u64) {
+        let run = self.kvm_run();
+        (run.psw_mask, run.psw_addr)
+    }
+
+    /// Sets the PSW with which the vCPU runs on.
+    pub fn set_psw(&mut self, mask: u64, address: u64) {
+        let run = self.get_kvm_run();
+        run.psw_mask = mask;
+        run.psw_addr = address;
+    }
+
+    /// KVM_S390_INITIAL_RESET.
+    ///
+    /// # Errors
+    /// KVM refused.
+    pub fn initial_reset(&self) -> Result<()> {
+        call(self, requests::KVM_S390_INITIAL_RESET).map(drop)
+    }
+
+    /// KVM_S390_NORMAL_RESET.
+    ///
+    /// # Errors
+    /// KVM refused.
+    pub fn normal_reset(&self) -> Result<()> {
+        call(self, requests::KVM_S390_NORMAL_RESET).map(drop)
+    }
+
+    /// KVM_S390_CLEAR_RESET.
+    ///
+    /// # Errors
+    /// KVM refused.
+    pub fn clear_reset(&self) -> Result<()> {
+        call(self, requests::KVM_S390_CLEAR_RESET).map(drop)
+    }
+
+    /// KVM_S390_STORE_STATUS: stores the vCPU's registers at the absolute
+    /// address `address` of guest memory, as SIGP STORE STATUS does.
+    ///
+    /// # Errors
+    /// No such memory.
+    pub fn store_status(&self, address: u64) -> Result<()> {
+        call_value(self, requests::KVM_S390_STORE_STATUS, address).map(drop)
+    }
+
+    /// KVM_S390_INTERRUPT for this vCPU.
+    ///
+    /// # Errors
+    /// KVM refused.
+    pub fn s390_interrupt(&self, interrupt: &kvm_s390_interrupt) -> Result<()> {
+        call_ref(self, requests::KVM_S390_INTERRUPT, interrupt).map(drop)
+    }
+
+    /// KVM_S390_IRQ: an interrupt for this vCPU, with all its parameters.
+    ///
+    /// # Errors
+    /// KVM refused.
+    pub fn s390_irq(&self, irq: &kvm_s390_irq) -> Result<()> {
+        call_ref(self, requests::KVM_S390_IRQ, irq).map(drop)
+    }
+
+    /// Leaves a program interrupt of `code` pending.
+    ///
+    /// # Errors
+    /// KVM refused.
+    pub fn program_interrupt(&self, code: u16) -> Result<()> {
+        let mut irq = kvm_s390_irq {
+            type_: KVM_S390_PROGRAM_INT.into(),
+            ..Default::default()
+        };
+        irq.u.pgm = kvm_s390_pgm_info {
+            code,
+            ..Default::default()
+        };
+        self.s390_irq(&irq)
+    }
+
+    fn memory_operation(
+        &self,
+        kind: u32,
+        access: MemoryAccess,
+        address: u64,
+        buffer: u64,
+        size: usize,
+    ) -> Result<()> {
+        let (ar, flags) = match access {
+            MemoryAccess::Logical(ar) => (ar, KVM_S390_MEMOP_F_INJECT_EXCEPTION),
+            MemoryAccess::LogicalCheck(ar) => (ar, KVM_S390_MEMOP_F_CHECK_ONLY),
+        };
+        let mut operation = kvm_s390_mem_op {
+            gaddr: address,
+            flags: flags.into(),
+            size: u32::try_from(size).map_err(|_| Error::new(libc::EINVAL))?,
+            op: kind,
+            buf: buffer,
+            ..Default::default()
+        };
+        operation.__bindgen_anon_1.__bindgen_anon_1.ar = ar;
+        match call_ref(self, requests::KVM_S390_MEM_OP, &operation)? {
+            0 => Ok(()),
+            // A program interruption code: the guest's mistake.
+            _ => Err(Error::new(libc::EFAULT)),
+        }
+    }
+
+    /// KVM_S390_MEM_OP: reads from a logical address.
+    ///
+    /// # Errors
+    /// EFAULT: the vCPU has no access there; the exception is pending, unless
+    /// this was a check.
+    pub fn read_memory(&self, access: MemoryAccess, address: u64, to: &mut [u8]) -> Result<()> {
+        let (buffer, size) = (to.as_mut_ptr() as u64, to.len());
+        self.memory_operation(KVM_S390_MEMOP_LOGICAL_READ, access, address, buffer, size)
+    }
+
+    /// KVM_S390_MEM_OP: writes to a logical address.
+    ///
+    /// # Errors
+    /// As [`read_memory`](Self::read_memory).
+    pub fn write_memory(&self, access: MemoryAccess, address: u64, from: &[u8]) -> Result<()> {
+        let (buffer, size) = (from.as_ptr() as u64, from.len());
+        self.memory_operation(KVM_S390_MEMOP_LOGICAL_WRITE, access, address, buffer, size)
+    }
+}
