@@ -30,7 +30,7 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// After this the package lists are fetched anew, before something new is got.
 const LISTS_LIVE: Duration = Duration::from_hours(12);
 /// The foreign architectures whose packages the lab uses.
-const ARCHITECTURES: [&str; 2] = ["amd64", "arm64"];
+const ARCHITECTURES: [&str; 5] = ["amd64", "arm64", "ppc64el", "s390x", "riscv64"];
 
 /// What is to be unpacked together into one folder.
 #[derive(Debug, Clone, Copy)]

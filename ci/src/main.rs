@@ -8,6 +8,7 @@
 //!   programs out of them.
 //! - [`toolchain`] builds for every target; [`kernels`], [`images`] and [`rootfs`]
 //!   are what guests run; [`checkers`] read back what guests read.
+//! - [`user`] runs unit tests of other architectures by QEMU's user mode.
 //! - [`machines`] is the table of machines, [`l1`] starts one.
 //! - [`run`] is `cargo lab run`; [`test`] is `cargo lab test`, with [`guest`],
 //!   [`assets`] and [`results`]; [`bench`] is `cargo lab bench`.
@@ -33,6 +34,7 @@ mod targets;
 mod test;
 mod toolchain;
 mod unpacked;
+mod user;
 
 use std::process::ExitCode;
 

@@ -16,6 +16,7 @@ use crate::results::{Counts, Outcome, Table, unit_tests};
 use crate::rootfs;
 use crate::targets::{TARGETS, Target};
 use crate::toolchain::{Toolchain, cargo, workspace};
+use crate::user;
 
 /// The last lines of a failed test's log that are shown; the file holds all.
 const SHOWN: usize = 60;
@@ -65,6 +66,17 @@ pub fn run(cache: &Cache, selection: &Selection) -> Result<bool> {
     } else {
         Counts::default()
     };
+    let mut foreign = Vec::new();
+    if here {
+        // They take a build each: of one architecture only when it is named.
+        let wanted = selection.filters.is_empty() || selection.target.is_some();
+        for (target, toolchain) in &toolchains {
+            if wanted && *target != native {
+                let counts = foreign_units(cache, &mut table, target, toolchain, selection)?;
+                foreign.extend(counts.map(|counts| (target.arch, counts)));
+            }
+        }
+    }
     if units.failed == 0 && units.passed + units.skipped > 0 {
         progress(&format!("unit tests: {}", units.line()));
     }
@@ -122,7 +134,11 @@ pub fn run(cache: &Cache, selection: &Selection) -> Result<bool> {
     }
     println!("\n{}", table.text());
     if here {
-        println!("unit tests: {}\n", units.line());
+        println!("unit tests: {}", units.line());
+        for (arch, counts) in foreign {
+            println!("unit tests {arch}: {}", counts.line());
+        }
+        println!();
     }
     let counts = table.counts().and(units);
     println!("{}", counts.line());
@@ -167,15 +183,48 @@ fn clippy(table: &mut Table, target: &Target, toolchain: &Toolchain) {
 ///
 /// When the programs that they check tables with are not to be had.
 fn units(cache: &Cache, filters: &[String]) -> Result<Counts> {
-    let path = checkers::search_path(cache)?;
     progress("unit tests");
-    let ended = Command::new(cargo())
+    let mut command = Command::new(cargo());
+    command
+        .args(["test", "--workspace"])
+        .current_dir(workspace());
+    count_units(cache, command, filters)
+}
+
+/// Runs the unit tests of another architecture on this machine, as one row of
+/// the table. `None` when there is no emulator.
+fn foreign_units(
+    cache: &Cache,
+    table: &mut Table,
+    target: &Target,
+    toolchain: &Toolchain,
+    selection: &Selection,
+) -> Result<Option<Counts>> {
+    let row = format!("unit tests {}", target.arch);
+    let Some(emulator) = user::emulator(cache, target)? else {
+        let reason = format!("there is no qemu-{}: install qemu-user", target.qemu);
+        table.set(&row, HERE, Outcome::Skipped(reason));
+        return Ok(None);
+    };
+    progress(&row);
+    let counts = count_units(cache, toolchain.test(&emulator), selection.filters)?;
+    let outcome = match counts.failed {
+        0 => Outcome::Passed(None),
+        _ => Outcome::Failed,
+    };
+    table.set(&row, HERE, outcome);
+    Ok(Some(counts))
+}
+
+/// Runs a `cargo test` and counts.
+fn count_units(cache: &Cache, mut command: Command, filters: &[String]) -> Result<Counts> {
+    let path = checkers::search_path(cache)?;
+    let ended = command
         .envs(path.map(|path| ("PATH", path)))
-        .args(["test", "--workspace", "--quiet", "--no-fail-fast"])
+        .args(["--quiet", "--no-fail-fast"])
         .arg("--")
         .args(["--format", "pretty"])
         .args(filters)
-        .current_dir(workspace())
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .output();

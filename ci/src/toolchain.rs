@@ -58,17 +58,13 @@ impl Toolchain {
             environment.push(("RUSTC".to_owned(), rustc.display().to_string()));
             Lint::Driver(driver)
         };
-        let variable = target.triple.to_uppercase().replace('-', "_");
         let mut flags = "-C target-feature=+crt-static".to_owned();
         if !(target.is_native() && links_statically()) {
             let linker = linker(cache, &archive, target)?;
-            environment.push((
-                format!("CARGO_TARGET_{variable}_LINKER"),
-                linker.display().to_string(),
-            ));
+            environment.push((variable(target, "LINKER"), linker.display().to_string()));
             flags.push_str(" -C linker-flavor=ld");
         }
-        environment.push((format!("CARGO_TARGET_{variable}_RUSTFLAGS"), flags));
+        environment.push((variable(target, "RUSTFLAGS"), flags));
         Ok(Self {
             target,
             environment,
@@ -124,6 +120,16 @@ impl Toolchain {
         Ok(true)
     }
 
+    /// `cargo test` for the whole workspace but the lab itself, which is a
+    /// program of this machine. The tests are run by `emulator`.
+    pub fn test(&self, emulator: &Path) -> Command {
+        let mut command = self.cargo("test");
+        command
+            .args(["--workspace", "--exclude", env!("CARGO_PKG_NAME")])
+            .env(variable(self.target, "RUNNER"), emulator);
+        command
+    }
+
     fn cargo(&self, verb: &str) -> Command {
         let mut command = Command::new(cargo());
         command
@@ -136,6 +142,12 @@ impl Toolchain {
             .envs(self.environment.iter().map(|(k, v)| (k, v)));
         command
     }
+}
+
+/// Cargo's variable for a setting of `target`.
+fn variable(target: &Target, setting: &str) -> String {
+    let triple = target.triple.to_uppercase().replace('-', "_");
+    format!("CARGO_TARGET_{triple}_{setting}")
 }
 
 /// The cargo that started the lab.
@@ -288,14 +300,17 @@ fn linker(cache: &Cache, archive: &Archive, target: &Target) -> Result<PathBuf> 
     let sysroot_word = quote(&sysroot.display().to_string());
     let gnu = target.gnu;
     // rustc calls a plain linker without the C start-up files. Which ones
-    // depends on whether the executable can be loaded anywhere.
+    // depends on whether the executable can be loaded anywhere. What is meant
+    // for ld by way of a C compiler (.cargo/config.toml) comes without the
+    // compiler's prefix.
     let before = format!(
         "root={sysroot_word}\n\
          lib=$root/usr/lib/{gnu}\n\
          gcc=$root/usr/lib/gcc/{gnu}/14\n\
          start=$lib/crt1.o begin=$gcc/crtbeginT.o end=$gcc/crtend.o\n\
          for word; do\n    case $word in\n    -pie|-static-pie) \
-         start=$lib/rcrt1.o begin=$gcc/crtbeginS.o end=$gcc/crtendS.o;;\n    esac\ndone\n"
+         start=$lib/rcrt1.o begin=$gcc/crtbeginS.o end=$gcc/crtendS.o;;\n    esac\n    \
+         shift\n    set -- \"$@\" \"${{word#-Wl,}}\"\ndone\n"
     );
     programs.script(
         &script,
