@@ -51,17 +51,16 @@ impl Hvterm {
         })
     }
 
-    /// Prints characters: all of them, or none when the output is full, which
-    /// returns `false`.
-    pub fn put(&self, chars: &[u8]) -> bool {
-        let taken = self.output.push(chars);
-        if taken == 0 && !chars.is_empty() {
-            return false;
-        }
-        if let Some(rest) = chars.get(taken..).filter(|rest| !rest.is_empty()) {
-            self.output.push_all(rest, PATIENCE);
-        }
-        true
+    /// Prints characters. What nobody takes for a while is lost: a guest that
+    /// was told to come again would print nothing else until somebody does,
+    /// with its console locked (Linux, hvc_console_print).
+    pub fn put(&self, chars: &[u8]) {
+        self.output.push_all(chars, PATIENCE);
+    }
+
+    /// Characters that the host did not take.
+    pub fn lost(&self) -> u64 {
+        self.output.lost()
     }
 
     /// Takes up to [`MAX_CHARS`] characters that were typed.
@@ -107,6 +106,8 @@ impl ConsoleInput for Hvterm {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::output::CAPACITY;
+    use crate::output::tests::Blocked;
     use crate::testing::Wire;
 
     #[derive(Clone, Default)]
@@ -127,11 +128,22 @@ mod tests {
     fn prints_what_is_put() {
         let sink = Sink::default();
         let terminal = Hvterm::new(Arc::new(Wire::default()), Box::new(sink.clone())).unwrap();
-        assert!(terminal.put(b"hello, "));
-        assert!(terminal.put(b""));
-        assert!(terminal.put(b"world"));
+        terminal.put(b"hello, ");
+        terminal.put(b"");
+        terminal.put(b"world");
         drop(terminal);
         assert_eq!(*sink.0.lock().unwrap(), b"hello, world");
+    }
+
+    #[test]
+    fn a_guest_goes_on_when_nobody_takes_what_it_prints() {
+        let sink = Blocked::default();
+        let terminal = Hvterm::new(Arc::new(Wire::default()), Box::new(sink.clone())).unwrap();
+        for _ in 0..2 * CAPACITY / MAX_CHARS {
+            terminal.put(&[b'x'; MAX_CHARS]);
+        }
+        assert!(terminal.lost() > 0);
+        sink.open();
     }
 
     #[test]

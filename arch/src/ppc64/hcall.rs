@@ -27,7 +27,6 @@ const H_REGISTER_PROC_TBL: u64 = 0x37c;
 
 // Return codes.
 const H_SUCCESS: i64 = 0;
-const H_BUSY: i64 = 1;
 const H_HARDWARE: i64 = -1;
 const H_FUNCTION: i64 = -2;
 const H_PARAMETER: i64 = -4;
@@ -119,8 +118,10 @@ impl Hypercalls {
             .and_then(|count| bytes.as_flattened().get(..count));
         match chars {
             None => H_PARAMETER,
-            Some(chars) if terminal.put(chars) => H_SUCCESS,
-            Some(_) => H_BUSY,
+            Some(chars) => {
+                terminal.put(chars);
+                H_SUCCESS
+            }
         }
     }
 
