@@ -34,8 +34,8 @@ const OWN: &str = "crossvisor";
 const CPUS: [u32; 2] = [1, 4];
 /// The guests' memory in MiB.
 const GUEST_MEMORY: u32 = 512;
-/// How long the lab machine may be silent.
-const SILENCE: Duration = Duration::from_secs(300);
+/// How long the lab machine may be silent: longer than a run in it may take.
+const SILENCE: Duration = Duration::from_secs(700);
 
 /// `/tests/bench.json`: what is to be measured.
 #[derive(Debug, Serialize)]
