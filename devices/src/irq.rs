@@ -50,6 +50,38 @@ pub trait MsiVectors: Send + Sync {
     fn raise(&self, vector: u16) -> io::Result<()>;
 }
 
+/// Where a device marks its interrupts before it raises an adapter interruption
+/// (virtio 1.2, section 4.3.3.2.2): bits in guest memory, counted from the
+/// leftmost bit of a byte on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AdapterIndicator {
+    /// Guest-physical address from which the device's bits count.
+    pub address: u64,
+    /// The bit, from there.
+    pub bit: u64,
+    /// Guest-physical address of the byte that says that some bit is set.
+    pub summary: u64,
+    /// Interruption subclass, 0 to 7.
+    pub subclass: u8,
+}
+
+/// The adapter interruptions of one device, delivered without the help of a
+/// thread that looks at the indicators.
+pub trait AdapterVectors: Send + Sync {
+    /// Binds `vector` to an indicator, or unbinds it.
+    ///
+    /// # Errors
+    /// No such vector, or the route could not be installed.
+    fn route(&self, vector: u16, indicator: Option<AdapterIndicator>) -> io::Result<()>;
+
+    /// Sets the bits of `vector` and interrupts. While it is unbound, nothing
+    /// happens.
+    ///
+    /// # Errors
+    /// No such vector, or the interrupt could not be delivered.
+    fn raise(&self, vector: u16) -> io::Result<()>;
+}
+
 /// A wire that several devices share, such as a PCI host bridge's INTx wires:
 /// asserted for as long as any of them asserts it.
 pub struct SharedLine {

@@ -8,6 +8,7 @@
 pub mod acpi_power;
 pub mod bus;
 pub mod chardev;
+pub mod css;
 pub mod disk;
 pub mod fd;
 pub mod hvterm;

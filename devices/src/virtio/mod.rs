@@ -6,6 +6,7 @@
 
 pub mod block;
 pub mod buffers;
+pub mod ccw;
 mod config;
 pub mod console;
 #[cfg(test)]
