@@ -8,13 +8,19 @@ pub mod aarch64;
 mod initrd;
 pub mod ppc64;
 mod random;
+pub mod s390x;
 mod shared;
 pub mod x86_64;
 
 use crossvisor_vmm::arch::Architecture;
 
 /// Every architecture.
-pub const ALL: &[&dyn Architecture] = &[&x86_64::X86_64, &aarch64::Aarch64, &ppc64::Ppc64];
+pub const ALL: &[&dyn Architecture] = &[
+    &x86_64::X86_64,
+    &aarch64::Aarch64,
+    &ppc64::Ppc64,
+    &s390x::S390x,
+];
 
 /// The architecture called `name`, or one of its aliases.
 pub fn find(name: &str) -> Option<&'static dyn Architecture> {

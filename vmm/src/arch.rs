@@ -18,7 +18,7 @@
 
 use std::fmt;
 
-use crossvisor_devices::irq::MsiMessage;
+use crossvisor_devices::irq::{AdapterIndicator, MsiMessage};
 use serde::Serialize;
 use vm_memory::GuestMemoryMmap;
 
@@ -91,6 +91,14 @@ pub trait Machine: Send + Sync {
     /// Turns a message that a device was programmed with into a route. `None`
     /// when the message leads nowhere on this machine.
     fn route_msi(&self, message: MsiMessage) -> Option<Route>;
+
+    /// Turns the indicator of a channel device's adapter interruptions into a
+    /// route. `None` when the machine has no such routes: the device's own
+    /// thread then sets the bits and interrupts.
+    fn route_adapter(&self, indicator: AdapterIndicator) -> Option<Route> {
+        let _ = indicator;
+        None
+    }
 
     /// KVM_IRQ_LINE's number for the wire `gsi`.
     fn irq_line(&self, gsi: u32) -> u32;
@@ -307,6 +315,15 @@ pub trait KvmMachine: Send + Sync {
     /// KVM refused a register.
     fn system_event_registers(&self, _vcpu: &kvm::VcpuFd) -> Result<Vec<u64>> {
         Ok(Vec::new())
+    }
+
+    /// Tells KVM that a vCPU is stopped; see [`Vcpu::park`](crate::hv::Vcpu::park).
+    ///
+    /// # Errors
+    /// KVM refused.
+    fn park_vcpu(&self, vcpu: &kvm::VcpuFd) -> Result<()> {
+        let _ = vcpu;
+        Ok(())
     }
 
     /// Registers as text, for the report of a crash.

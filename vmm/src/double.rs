@@ -13,8 +13,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::RegisterState;
 use crate::error::Result;
-use crate::exit::{ArchExit, Exit, RUN_UNION_SIZE, SYNC_REGS_SIZE};
-use crate::hv::{Route, Vcpu, Vm};
+use crate::exit::{ArchExit, Exit, NoLogicalMemory, RUN_UNION_SIZE, SYNC_REGS_SIZE};
+use crate::hv::{Interrupt, Route, Vcpu, Vm};
 
 /// One exit of a script.
 #[derive(Clone, Debug)]
@@ -54,6 +54,10 @@ pub struct Record {
     pub routes: Vec<(u32, Route)>,
     /// Doorbells with an event.
     pub doorbells: Vec<(Doorbell, Option<u32>)>,
+    /// Interrupts that are neither wires nor messages, by vCPU.
+    pub injected: Vec<(Option<u32>, Interrupt)>,
+    /// vCPUs, as they parked.
+    pub parks: Vec<u32>,
     /// By vCPU: the registers that it was started with.
     pub starts: Vec<(u32, Option<RegisterState>)>,
     /// Registers of the VM that were set.
@@ -169,6 +173,15 @@ impl Vm for ScriptedVm {
         self.record().vm_registers.push(registers.clone());
         Ok(())
     }
+
+    fn inject(&self, vcpu: Option<u32>, interrupt: &Interrupt) -> io::Result<()> {
+        self.record().injected.push((vcpu, *interrupt));
+        Ok(())
+    }
+
+    fn withdraw(&self, _id: u32) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 struct ScriptedVcpu {
@@ -182,6 +195,11 @@ impl Vcpu for ScriptedVcpu {
     fn start(&mut self, registers: Option<&RegisterState>) -> Result<()> {
         let start = (self.index, registers.cloned());
         self.vm.record().starts.push(start);
+        Ok(())
+    }
+
+    fn park(&mut self) -> Result<()> {
+        self.vm.record().parks.push(self.index);
         Ok(())
     }
 
@@ -229,6 +247,8 @@ impl Vcpu for ScriptedVcpu {
                     reason,
                     data: &mut data,
                     sync_regs: &mut sync_regs,
+                    psw: &mut [0; 2],
+                    logical: &NoLogicalMemory,
                 };
                 handle(Exit::Arch(exit));
                 self.vm.record().unions.push(data.to_vec());

@@ -79,6 +79,53 @@ pub struct ArchExit<'a> {
     pub data: &'a mut [u8; RUN_UNION_SIZE],
     /// The synchronised registers (KVM_CAP_SYNC_REGS), where KVM keeps them.
     pub sync_regs: &'a mut [u8; SYNC_REGS_SIZE],
+    /// What `struct kvm_run` has between its head and the union: on s390x the
+    /// program-status word, mask and address; elsewhere two words that lead
+    /// nowhere.
+    pub psw: &'a mut [u64; 2],
+    /// Memory as the vCPU addresses it.
+    pub logical: &'a dyn LogicalMemory,
+}
+
+/// Memory by a vCPU's logical addresses, which its own translation tables and
+/// storage keys stand before (KVM_S390_MEM_OP). Only for s390x.
+pub trait LogicalMemory: std::fmt::Debug {
+    /// Reads `data` from `address` of the space that access register `space`
+    /// names in access-register mode.
+    ///
+    /// # Errors
+    /// See [`AccessError`].
+    fn read(&self, address: u64, space: u8, data: &mut [u8]) -> Result<(), AccessError>;
+
+    /// Writes `data`; as [`read`](Self::read).
+    ///
+    /// # Errors
+    /// See [`AccessError`].
+    fn write(&self, address: u64, space: u8, data: &[u8]) -> Result<(), AccessError>;
+}
+
+/// Why memory could not be reached by a logical address.
+#[derive(Debug)]
+pub enum AccessError {
+    /// The guest may not: the program interruption that says so is pending on
+    /// the vCPU already.
+    Injected,
+    /// The hypervisor cannot.
+    Failed(std::io::Error),
+}
+
+/// For vCPUs whose handlers need no logical memory.
+#[derive(Debug)]
+pub struct NoLogicalMemory;
+
+impl LogicalMemory for NoLogicalMemory {
+    fn read(&self, _address: u64, _space: u8, _data: &mut [u8]) -> Result<(), AccessError> {
+        Err(AccessError::Failed(std::io::ErrorKind::Unsupported.into()))
+    }
+
+    fn write(&self, _address: u64, _space: u8, _data: &[u8]) -> Result<(), AccessError> {
+        Err(AccessError::Failed(std::io::ErrorKind::Unsupported.into()))
+    }
 }
 
 /// What a vCPU does after an exit.
@@ -88,7 +135,8 @@ pub enum Action {
     Continue,
     /// Wait until another vCPU starts this one (RTAS stop-self, SIGP STOP).
     Park,
-    /// Start another vCPU, which is parked (RTAS start-cpu, SIGP RESTART).
+    /// Start another vCPU, which is parked (RTAS start-cpu, SIGP RESTART), or
+    /// this one anew.
     Start {
         /// Index of the vCPU to start.
         vcpu: u32,

@@ -33,6 +33,28 @@ pub enum Route {
     /// An interrupt source that the controller in the kernel knows by a number
     /// of its own, which is the GSI: where KVM has no routing table (XICS).
     Source(u32),
+    /// A bit in guest memory and an adapter interruption (s390x).
+    Adapter {
+        /// The adapter's number in the FLIC; it says which subclass.
+        adapter: u32,
+        /// Guest-physical address from which the device's bits count, the
+        /// leftmost first.
+        address: u64,
+        /// The bit, from there.
+        bit: u64,
+        /// Guest-physical address of the byte that says that some bit is set.
+        summary: u64,
+    },
+}
+
+/// An interrupt that is neither a wire nor a message, in KVM's encoding of it
+/// for the architecture (s390x: KVM_S390_IRQ's `struct kvm_s390_irq`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interrupt {
+    /// What it is.
+    pub kind: u64,
+    /// What comes with it, in the architecture's byte order.
+    pub data: [u8; 64],
 }
 
 /// A virtual machine in the hypervisor.
@@ -110,6 +132,20 @@ pub trait Vm: Send + Sync {
     /// # Errors
     /// The hypervisor refused.
     fn set_registers(&self, registers: &RegisterState) -> crate::Result<()>;
+
+    /// Makes `interrupt` pending on a vCPU, or on whichever takes it when
+    /// `vcpu` is `None`. May be called from any thread.
+    ///
+    /// # Errors
+    /// The hypervisor refused or knows no such interrupts.
+    fn inject(&self, vcpu: Option<u32>, interrupt: &Interrupt) -> io::Result<()>;
+
+    /// Takes back the I/O interruptions of a subchannel that no vCPU has taken
+    /// yet (s390x; `id` is the subsystem identification word).
+    ///
+    /// # Errors
+    /// The hypervisor refused or knows no such interrupts.
+    fn withdraw(&self, id: u32) -> io::Result<()>;
 }
 
 /// A vCPU in the hypervisor. It belongs to one thread.
@@ -122,6 +158,12 @@ pub trait Vcpu: Send {
     /// # Errors
     /// The hypervisor refused a register.
     fn start(&mut self, registers: Option<&RegisterState>) -> crate::Result<()>;
+
+    /// Tells the hypervisor that the vCPU is stopped until it is started again.
+    ///
+    /// # Errors
+    /// The hypervisor refused.
+    fn park(&mut self) -> crate::Result<()>;
 
     /// Enters the guest until it exits, and hands the exit to `handle`. A read
     /// that `handle` answers is completed at the next call.

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crossvisor_devices::irq::{IrqLine, MsiMessage, MsiVectors};
+use crossvisor_devices::irq::{AdapterIndicator, AdapterVectors, IrqLine, MsiMessage, MsiVectors};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::arch::Machine;
@@ -94,6 +94,18 @@ impl Routes {
     /// # Errors
     /// No event file descriptor could be made.
     pub fn vectors(self: &Arc<Self>, count: u16) -> io::Result<Arc<dyn MsiVectors>> {
+        Ok(Arc::new(self.make(count)?))
+    }
+
+    /// Vectors for a device with adapter interruptions.
+    ///
+    /// # Errors
+    /// No event file descriptor could be made.
+    pub fn adapter_vectors(self: &Arc<Self>, count: u16) -> io::Result<Arc<dyn AdapterVectors>> {
+        Ok(Arc::new(self.make(count)?))
+    }
+
+    fn make(self: &Arc<Self>, count: u16) -> io::Result<Vectors> {
         let mut table = self.lock();
         let first = table.first_gsi + table.messages.len() as u32;
         let vectors: Vec<_> = (0..u32::from(count))
@@ -109,7 +121,7 @@ impl Routes {
             .messages
             .extend(std::iter::repeat_n(None, vectors.len()));
         let routes = self.clone();
-        Ok(Arc::new(Vectors { routes, vectors }))
+        Ok(Vectors { routes, vectors })
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -171,14 +183,10 @@ impl Vectors {
     }
 }
 
-impl MsiVectors for Vectors {
-    fn count(&self) -> u16 {
-        self.vectors.len() as u16
-    }
-
-    fn route(&self, vector: u16, message: Option<MsiMessage>) -> io::Result<()> {
+impl Vectors {
+    /// Gives `vector` a route and an irqfd, or takes them away.
+    fn bind(&self, vector: u16, route: Option<Route>) -> io::Result<()> {
         let vector = self.get(vector)?;
-        let route = message.and_then(|message| self.routes.machine.route_msi(message));
         // A source of the controller's own goes by its own number and past the
         // table.
         let (gsi, entry) = match route {
@@ -199,7 +207,7 @@ impl MsiVectors for Vectors {
         Ok(())
     }
 
-    fn raise(&self, vector: u16) -> io::Result<()> {
+    fn signal(&self, vector: u16) -> io::Result<()> {
         let vector = self.get(vector)?;
         let attached = vector.attached();
         match *attached {
@@ -209,11 +217,43 @@ impl MsiVectors for Vectors {
     }
 }
 
+impl MsiVectors for Vectors {
+    fn count(&self) -> u16 {
+        self.vectors.len() as u16
+    }
+
+    fn route(&self, vector: u16, message: Option<MsiMessage>) -> io::Result<()> {
+        let route = message.and_then(|message| self.routes.machine.route_msi(message));
+        self.bind(vector, route)
+    }
+
+    fn raise(&self, vector: u16) -> io::Result<()> {
+        self.signal(vector)
+    }
+}
+
+impl AdapterVectors for Vectors {
+    fn route(&self, vector: u16, indicator: Option<AdapterIndicator>) -> io::Result<()> {
+        let machine = &self.routes.machine;
+        let route = indicator
+            .map(|indicator| {
+                let route = machine.route_adapter(indicator);
+                route.ok_or(io::ErrorKind::Unsupported)
+            })
+            .transpose()?;
+        self.bind(vector, route)
+    }
+
+    fn raise(&self, vector: u16) -> io::Result<()> {
+        self.signal(vector)
+    }
+}
+
 impl Drop for Vectors {
     fn drop(&mut self) {
-        for vector in 0..self.count() {
+        for vector in 0..self.vectors.len() {
             // On failure the VM is going away, and its routes with it.
-            let _ = self.route(vector, None);
+            let _ = self.bind(vector as u16, None);
         }
     }
 }

@@ -174,7 +174,15 @@ impl Shared {
                 match action {
                     Action::Continue => {}
                     Action::Park => {
+                        vcpu.park()?;
                         gate.park();
+                        continue 'start;
+                    }
+                    Action::Start {
+                        vcpu: other,
+                        registers,
+                    } if other == index => {
+                        gate.start(Some(registers));
                         continue 'start;
                     }
                     Action::Start { vcpu, registers } => {

@@ -12,6 +12,7 @@ use crossvisor_devices::pci::access::Ecam;
 use crossvisor_devices::pci::root::PciRoot;
 use crossvisor_devices::pci::window::PciWindow;
 use crossvisor_devices::virtio::VirtioDevice;
+use crossvisor_devices::virtio::ccw::VirtioCcw;
 use crossvisor_devices::virtio::console::Outputs;
 use crossvisor_devices::virtio::mmio::VirtioMmio;
 use crossvisor_devices::virtio::pci::VirtioPci;
@@ -94,6 +95,7 @@ impl Vm {
             memory: GuestMem::new(memory.clone()),
             power: power.clone(),
             pci: None,
+            channel_subsystem: None,
             lines: None,
             shared: BTreeMap::new(),
             native_console: resources.console_is_native(),
@@ -230,14 +232,38 @@ fn place_virtio(
                     .map_err(|source| Error::io(planned.name.clone(), source))?;
                 wiring.place_at(range, Arc::new(transport))?;
             }
-            Slot::Ccw { .. } => {
-                return Err(Error::Boot(
-                    "internal error: the machine has no channel subsystem".into(),
-                ));
-            }
+            Slot::Ccw { devno } => place_virtio_ccw(wiring, routes, made.device, devno)?,
         }
     }
     Ok(outputs)
+}
+
+/// Puts a virtio device behind a subchannel. It gets a vector for each queue.
+fn place_virtio_ccw(
+    wiring: &mut Wiring,
+    routes: &Arc<Routes>,
+    device: Box<dyn VirtioDevice>,
+    devno: u16,
+) -> Result<()> {
+    let Some(css) = wiring.channel_subsystem.clone() else {
+        return Err(Error::Boot(
+            "internal error: a channel device on a machine without a channel subsystem".into(),
+        ));
+    };
+    let name = device.name().to_string();
+    let failed = |source| Error::io(name.clone(), source);
+    let queues = u16::try_from(device.queue_sizes().len()).unwrap_or(u16::MAX);
+    let vectors = routes.adapter_vectors(queues).map_err(failed)?;
+    let subchannel = css.add(devno).map_err(failed)?;
+    VirtioCcw::connect(
+        device,
+        wiring.memory(),
+        &subchannel,
+        Some(vectors),
+        wiring.doorbells(),
+    )
+    .map_err(failed)?;
+    Ok(())
 }
 
 /// Puts a virtio device into a slot of the PCI bus. It gets a vector for each
@@ -420,6 +446,7 @@ mod tests {
         // Started again, it goes on, whether it has come to its gate or not.
         shared.gates[1].start(None);
         assert!(events.recv_timeout(Duration::from_secs(60)).is_ok());
+        assert_eq!(vm.record().parks, [1]);
         threads.stop();
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crossvisor_devices::GuestMem;
 use crossvisor_devices::bus::BusDevice;
 use crossvisor_devices::chardev::ConsoleInput;
+use crossvisor_devices::css::ChannelSubsystem;
 use crossvisor_devices::irq::{IrqLine, SharedLine};
 use crossvisor_devices::notify::{Doorbell, Doorbells};
 use crossvisor_devices::pci::root::PciRoot;
@@ -51,6 +52,7 @@ pub struct Wiring {
     pub(crate) memory: GuestMem,
     pub(crate) power: Power,
     pub(crate) pci: Option<Arc<PciRoot>>,
+    pub(crate) channel_subsystem: Option<Arc<ChannelSubsystem>>,
     pub(crate) lines: Option<Arc<dyn LineSource>>,
     pub(crate) shared: BTreeMap<u32, Arc<SharedLine>>,
     /// Whether the guest's console is the machine's own.
@@ -80,6 +82,11 @@ impl Wiring {
     /// than ECAM.
     pub fn pci(&self) -> Option<Arc<PciRoot>> {
         self.pci.clone()
+    }
+
+    /// The channel subsystem that devices with a subchannel go to.
+    pub fn set_channel_subsystem(&mut self, css: Arc<ChannelSubsystem>) {
+        self.channel_subsystem = Some(css);
     }
 
     /// The region of the plan called `name`.

@@ -7,7 +7,7 @@ use crossvisor_devices::GuestMem;
 use crossvisor_devices::chardev::ConsoleInput;
 use crossvisor_devices::irq::IrqLine;
 use crossvisor_vmm::double::ScriptedVm;
-use crossvisor_vmm::exit::{RUN_UNION_SIZE, SYNC_REGS_SIZE};
+use crossvisor_vmm::exit::{NoLogicalMemory, RUN_UNION_SIZE, SYNC_REGS_SIZE};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::super::rtas::events::Events;
@@ -72,6 +72,8 @@ impl Scene {
                 reason: 19,
                 data: &mut data,
                 sync_regs: &mut [0; SYNC_REGS_SIZE],
+                psw: &mut [0; 2],
+                logical: &NoLogicalMemory,
             },
         );
         let words: Vec<u64> = data
@@ -188,6 +190,8 @@ fn other_exits_end_the_machine() {
             reason: 21,
             data: &mut [0; RUN_UNION_SIZE],
             sync_regs: &mut [0; SYNC_REGS_SIZE],
+            psw: &mut [0; 2],
+            logical: &NoLogicalMemory,
         },
     );
     assert!(matches!(action, Action::End(End::Crash(_))), "{action:?}");

@@ -40,4 +40,13 @@ cfg_if::cfg_if! {
     }
 }
 
+cfg_if::cfg_if! {
+    if #[cfg(target_arch = "s390x")] {
+        mod channel;
+    } else {
+        #[path = "no_channel.rs"]
+        mod channel;
+    }
+}
+
 pub use vm::{KvmVm, open};

@@ -17,15 +17,16 @@ use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 
 use super::bindings::{
-    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_MSI_VALID_DEVID, KvmIrqRouting,
-    kvm_irq_routing_entry, kvm_userspace_memory_region,
+    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQ_ROUTING_S390_ADAPTER,
+    KVM_MSI_VALID_DEVID, KvmIrqRouting, kvm_irq_routing_entry, kvm_userspace_memory_region,
 };
+use super::channel;
 use super::requests::Request;
 use super::{DeviceFd, IoEventAddress, Kvm, NoDatamatch, VcpuExit, VcpuFd, VmFd};
 use crate::arch::{KvmMachine, Machine, RegisterState};
 use crate::error::{Error, Result};
 use crate::exit::{ArchExit, Exit};
-use crate::hv::{Route, Vcpu, Vm};
+use crate::hv::{self, Route, Vcpu, Vm};
 
 /// `struct kvm_interrupt` (KVM API, section 4.16).
 #[repr(C)]
@@ -246,6 +247,19 @@ impl Vm for KvmVm {
     fn set_registers(&self, registers: &RegisterState) -> Result<()> {
         kvm_side(self.machine.as_ref())?.set_vm_registers(&self.fd, registers)
     }
+
+    fn inject(&self, vcpu: Option<u32>, interrupt: &hv::Interrupt) -> io::Result<()> {
+        let Some(index) = vcpu else {
+            return channel::inject_floating(&self.devices(), interrupt);
+        };
+        let vcpus = self.vcpus();
+        let fd = vcpus.get(index as usize);
+        channel::inject(fd.ok_or(io::ErrorKind::InvalidInput)?, interrupt)
+    }
+
+    fn withdraw(&self, id: u32) -> io::Result<()> {
+        channel::withdraw(&self.devices(), id)
+    }
 }
 
 fn doorbell_address(bell: Doorbell) -> io::Result<IoEventAddress> {
@@ -285,6 +299,20 @@ fn routing_entry(gsi: u32, route: &Route) -> Option<kvm_irq_routing_entry> {
             }
         }
         Route::Source(_) => return None,
+        Route::Adapter {
+            adapter,
+            address,
+            bit,
+            summary,
+        } => {
+            entry.type_ = KVM_IRQ_ROUTING_S390_ADAPTER;
+            entry.u.adapter.adapter_id = adapter;
+            entry.u.adapter.ind_addr = address;
+            entry.u.adapter.ind_offset = bit;
+            entry.u.adapter.summary_addr = summary;
+            // The bit that the driver looks at is the byte's last.
+            entry.u.adapter.summary_offset = 7;
+        }
     }
     Some(entry)
 }
@@ -310,6 +338,10 @@ impl KvmVcpu {
 impl Vcpu for KvmVcpu {
     fn start(&mut self, registers: Option<&RegisterState>) -> Result<()> {
         kvm_side(self.machine.as_ref())?.start_vcpu(&mut self.fd, self.index, registers)
+    }
+
+    fn park(&mut self) -> Result<()> {
+        kvm_side(self.machine.as_ref())?.park_vcpu(&self.fd)
     }
 
     fn run(&mut self, handle: &mut dyn FnMut(Exit<'_>)) -> Result<()> {
@@ -383,19 +415,25 @@ impl Vcpu for KvmVcpu {
             handle(Exit::InternalError { suberror });
             return Ok(());
         }
+        let run = &raw mut *run;
+        let mut none = [0; 2];
         // SAFETY: both unions are plain bytes padded to these sizes by the KVM
-        // API; any bit pattern is valid, and the borrow of the run page lasts
-        // only for the call.
-        let (data, sync_regs) = unsafe {
+        // API, and the PSW lies outside of both; any bit pattern is valid, the
+        // page is mapped for as long as the vCPU is open, and the borrows last
+        // only for the call, during which nobody else looks at the page.
+        let (data, sync_regs, psw) = unsafe {
             (
-                &mut *(&raw mut run.__bindgen_anon_1).cast::<[u8; crate::exit::RUN_UNION_SIZE]>(),
-                &mut *(&raw mut run.s).cast::<[u8; crate::exit::SYNC_REGS_SIZE]>(),
+                &mut *(&raw mut (*run).__bindgen_anon_1).cast::<[u8; crate::exit::RUN_UNION_SIZE]>(),
+                &mut *(&raw mut (*run).s).cast::<[u8; crate::exit::SYNC_REGS_SIZE]>(),
+                channel::psw(run, &mut none),
             )
         };
         handle(Exit::Arch(ArchExit {
             reason,
             data,
             sync_regs,
+            psw,
+            logical: &channel::Logical(&self.fd),
         }));
         Ok(())
     }

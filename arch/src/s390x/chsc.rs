@@ -1,0 +1,159 @@
+//! CHANNEL SUBSYSTEM CALL, as far as Linux asks (`drivers/s390/cio/chsc.c`):
+//! which facilities there are, which channel paths, and that nothing has
+//! happened. The instruction is described nowhere in public but there.
+
+use crossvisor_devices::css::{CHANNEL_PATH, CHANNEL_PATH_TYPE};
+
+use super::cpu::{Cpu, Result, Stop};
+use super::interrupt::program;
+
+/// Request codes.
+mod code {
+    pub const STORE_PATH_DESCRIPTION: u16 = 0x0002;
+    pub const STORE_EVENT_INFORMATION: u16 = 0x000e;
+    pub const STORE_CHARACTERISTICS: u16 = 0x0010;
+}
+
+/// Response codes.
+mod response {
+    pub const DONE: u16 = 0x0001;
+    pub const INVALID: u16 = 0x0003;
+    pub const UNSUPPORTED: u16 = 0x0004;
+    pub const NO_EVENT: u16 = 0x0005;
+    pub const FORMAT: u16 = 0x0007;
+}
+
+/// General characteristics: dynamic I/O, adapter interruptions, bits from the
+/// left (Linux `struct css_general_char`).
+const GENERAL: [u64; 1] = [1 << (63 - 12) | 1 << (63 - 41)];
+
+/// A request's or response's header: length and code.
+const HEADER: usize = 4;
+/// Where a request block may end: the response needs 16 bytes at least.
+const REQUEST_MAX: usize = 4096 - 16;
+
+/// Executes the request in the page that `address` names, and returns the
+/// condition code.
+///
+/// # Errors
+/// A program interruption.
+pub fn call(cpu: &Cpu<'_>, address: u64) -> Result<u8> {
+    if address & 0xfff != 0 {
+        return Err(Stop::Program(program::SPECIFICATION));
+    }
+    let mut head = [0; HEADER];
+    cpu.read(address, 0, &mut head)?;
+    let length = usize::from(u16::from_be_bytes([head[0], head[1]]));
+    if !(16..=REQUEST_MAX).contains(&length) || !length.is_multiple_of(8) {
+        return Err(Stop::Program(program::OPERAND));
+    }
+    let mut request = vec![0; length];
+    cpu.read(address, 0, &mut request)?;
+    let answer = answer(&request);
+    cpu.write(address + length as u64, 0, &answer)?;
+    Ok(0)
+}
+
+/// The response block to a request block.
+fn answer(request: &[u8]) -> Vec<u8> {
+    let word = |at: usize| {
+        request
+            .get(at..)
+            .and_then(|rest| rest.first_chunk())
+            .map_or(0, |bytes| u32::from_be_bytes(*bytes))
+    };
+    let room = 4096 - request.len();
+    let (code, body) = match (word(0) & 0xffff) as u16 {
+        code::STORE_CHARACTERISTICS if request.len() != 16 => (response::INVALID, Vec::new()),
+        code::STORE_CHARACTERISTICS => {
+            // A reserved word, 510 words of general characteristics, 508 of
+            // those of CHSC itself.
+            let mut body = vec![0; room - HEADER];
+            for (place, value) in body.iter_mut().skip(4).zip(GENERAL[0].to_be_bytes()) {
+                *place = value;
+            }
+            (response::DONE, body)
+        }
+        code::STORE_PATH_DESCRIPTION => path_description(word(4), word(8)),
+        code::STORE_EVENT_INFORMATION => (response::NO_EVENT, vec![0; 4]),
+        _ => (response::UNSUPPORTED, vec![0; 4]),
+    };
+    let mut block = ((HEADER + body.len()) as u16).to_be_bytes().to_vec();
+    block.extend(code.to_be_bytes());
+    block.extend(body);
+    block.truncate(room);
+    block
+}
+
+/// The channel paths from the first number to the last, in the basic format or
+/// in format 1.
+fn path_description(first: u32, last: u32) -> (u16, Vec<u8>) {
+    let (format, wanted) = (first >> 8 & 0xf, first & 0xff..=last & 0xff);
+    if first & 0xc000_f000 != 0 || last & 0xffff_ff00 != 0 || wanted.is_empty() {
+        return (response::INVALID, vec![0; 4]);
+    }
+    let size = match format {
+        0 => 8,
+        1 => 32,
+        _ => return (response::FORMAT, vec![0; 4]),
+    };
+    let mut body = format.to_be_bytes().to_vec();
+    for path in wanted {
+        let mut description = vec![0; size];
+        let here = path == u32::from(CHANNEL_PATH);
+        // Valid; type; logical switch number; path number.
+        for (place, value) in description.iter_mut().zip([
+            if here { 0x80 } else { 0 },
+            if here { CHANNEL_PATH_TYPE } else { 0 },
+            0,
+            path as u8,
+        ]) {
+            *place = value;
+        }
+        body.extend(description);
+    }
+    (response::DONE, body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(length: u16, code: u16, words: [u32; 3]) -> Vec<u8> {
+        let mut request = length.to_be_bytes().to_vec();
+        request.extend(code.to_be_bytes());
+        request.extend(words.map(u32::to_be_bytes).concat());
+        request
+    }
+
+    #[test]
+    fn characteristics_fill_the_page() {
+        let answer = answer(&request(16, 0x10, [0; 3]));
+        assert_eq!(answer.len(), 4080);
+        assert_eq!(answer[..4], [0x0f, 0xf0, 0, 1]);
+        // Dynamic I/O is bit 12, adapter interruptions bit 41.
+        assert_eq!(answer[8..16], [0, 0x08, 0, 0, 0, 0x40, 0, 0]);
+    }
+
+    #[test]
+    fn one_path_is_there() {
+        let answer = answer(&request(16, 2, [0, 1, 0]));
+        assert_eq!(answer[..8], [0, 24, 0, 1, 0, 0, 0, 0]);
+        assert_eq!(answer[8..16], [0x80, 0x32, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(answer[16..24], [0, 0, 0, 1, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn all_paths_in_the_long_format_do_not_run_over() {
+        let answer = answer(&request(16, 2, [0x100, 0xff, 0]));
+        assert_eq!(answer.len(), 4080);
+    }
+
+    #[test]
+    fn other_requests_are_answered_with_what_is_wrong() {
+        assert_eq!(answer(&request(16, 0x0e, [0; 3]))[3], 5);
+        assert_eq!(answer(&request(16, 0x31, [0; 3]))[3], 4);
+        assert_eq!(answer(&request(16, 2, [5, 1, 0]))[3], 3);
+        assert_eq!(answer(&request(16, 2, [0x200, 1, 0]))[3], 7);
+    }
+}

@@ -1,0 +1,176 @@
+//! DIAGNOSE, the functions that KVM leaves to user space
+//! (Documentation/virt/kvm/s390/s390-diag.rst).
+
+use crossvisor_vmm::exit::{Action, End};
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
+
+use super::cpu::{Cpu, Result, Stop, short_psw};
+use super::handler::Handler;
+use super::interrupt::program;
+use super::ipl;
+
+/// Function codes.
+mod function {
+    pub const WATCHDOG: u16 = 0x288;
+    pub const IPL: u16 = 0x308;
+    pub const PROGRAM_NAME: u16 = 0x318;
+    pub const VIRTIO: u16 = 0x500;
+}
+
+/// Return codes of DIAGNOSE 0x308.
+mod ipl_code {
+    pub const DONE: u64 = 0x0001;
+    pub const NONE: u64 = 0x0102;
+    pub const INVALID: u64 = 0x0402;
+}
+
+/// DIAGNOSE 0x500: notify (KVM_S390_VIRTIO_CCW_NOTIFY).
+const VIRTIO_NOTIFY: u64 = 3;
+/// -EINVAL, as that function returns it.
+const EINVAL: u64 = -22_i64 as u64;
+
+const SPECIFICATION: Stop = Stop::Program(program::SPECIFICATION);
+
+/// DIAGNOSE with function `code` and register numbers `r1` and `r3`. A function
+/// that is not there, and so 0x501, which stands for a breakpoint of a debugger
+/// that is not there, is a specification exception.
+///
+/// # Errors
+/// A program interruption.
+pub fn diagnose(handler: &Handler, cpu: &mut Cpu<'_>, r1: u8, r3: u8, code: u16) -> Result<Action> {
+    cpu.require_supervisor()?;
+    match code {
+        function::WATCHDOG => watchdog(handler, cpu, r1),
+        function::IPL => ipl(handler, cpu, r1, r3),
+        // The control program's name and version: nobody here asks for it.
+        function::PROGRAM_NAME => Ok(Action::Continue),
+        function::VIRTIO => {
+            virtio(handler, cpu);
+            Ok(Action::Continue)
+        }
+        _ => Err(SPECIFICATION),
+    }
+}
+
+fn virtio(handler: &Handler, cpu: &mut Cpu<'_>) {
+    let [function, subchannel, queue, cookie] = [1, 2, 3, 4].map(|number| cpu.general(number));
+    let queue = u32::try_from(queue).ok();
+    let rung = function == VIRTIO_NOTIFY
+        && queue.is_some_and(|queue| handler.css.notify(subchannel, queue));
+    // What is returned comes back as a hint the next time.
+    let cookie = if (cookie as i64) < 0 { 0 } else { cookie };
+    cpu.set_general(2, if rung { cookie } else { EINVAL });
+}
+
+/// Function in `r1`, seconds in the next register, action in the one after.
+fn watchdog(handler: &Handler, cpu: &mut Cpu<'_>, r1: u8) -> Result<Action> {
+    const INIT: u64 = 0;
+    const CHANGE: u64 = 1;
+    const CANCEL: u64 = 2;
+    const RESET: u64 = 0;
+    if !r1.is_multiple_of(2) {
+        return Err(SPECIFICATION);
+    }
+    let [code, seconds, action] = [0, 1, 2].map(|next| cpu.general(r1 + next));
+    let failed = |error| Stop::Failed(format!("the watchdog: {error}"));
+    let done = match code & 0xffff_ffff {
+        INIT if action == RESET => handler.watchdog.set(seconds, true).map_err(failed)?,
+        CHANGE => handler.watchdog.set(seconds, false).map_err(failed)?,
+        CANCEL => handler.watchdog.cancel(),
+        _ => false,
+    };
+    match done {
+        true => {
+            cpu.set_general(r1 + 1, 0);
+            Ok(Action::Continue)
+        }
+        false => Err(SPECIFICATION),
+    }
+}
+
+/// An address in `r1`, the subcode in `r3`, the return code in the register
+/// after `r1`. KVM itself takes the subcodes that load again.
+fn ipl(handler: &Handler, cpu: &mut Cpu<'_>, r1: u8, r3: u8) -> Result<Action> {
+    const RESET_CLEAR: u64 = 0;
+    const RESET_LOAD_NORMAL: u64 = 1;
+    const LOAD_CLEAR: u64 = 3;
+    const LOAD_NORMAL_DUMP: u64 = 4;
+    const SET: u64 = 5;
+    const STORE: u64 = 6;
+    const LOAD_NORMAL: u64 = 7;
+    let (address, subcode) = (cpu.general(r1), cpu.general(r3));
+    if subcode & !0xffff != 0 {
+        return Err(SPECIFICATION);
+    }
+    let code = match subcode {
+        RESET_CLEAR | RESET_LOAD_NORMAL => return load_normal(handler, cpu),
+        LOAD_CLEAR | LOAD_NORMAL_DUMP | LOAD_NORMAL => return Ok(Action::End(End::Reset)),
+        SET | STORE if !r1.is_multiple_of(2) || address & 0xfff != 0 => return Err(SPECIFICATION),
+        SET => set_parameters(handler, cpu, address)?,
+        STORE => match handler.ipl.get() {
+            None => ipl_code::NONE,
+            Some(block) => {
+                write_real(cpu, address, &block)?;
+                ipl_code::DONE
+            }
+        },
+        _ => return Err(SPECIFICATION),
+    };
+    cpu.set_general(r1 + 1, code);
+    Ok(Action::Continue)
+}
+
+fn set_parameters(handler: &Handler, cpu: &Cpu<'_>, address: u64) -> Result<u64> {
+    let mut length = [0; 4];
+    read_real(cpu, address, &mut length)?;
+    let length = u32::from_be_bytes(length) as usize;
+    if length > ipl::MAX {
+        return Ok(ipl_code::INVALID);
+    }
+    let mut block = vec![0; length];
+    read_real(cpu, address, &mut block)?;
+    Ok(match handler.ipl.set(block) {
+        true => ipl_code::DONE,
+        false => ipl_code::INVALID,
+    })
+}
+
+// The block's address is a real one, on a page of its own.
+
+fn read_real(cpu: &Cpu<'_>, address: u64, data: &mut [u8]) -> Result<()> {
+    let memory = cpu.memory.memory();
+    memory
+        .read_slice(data, GuestAddress(cpu.absolute(address)))
+        .map_err(|_| Stop::Program(program::ADDRESSING))
+}
+
+fn write_real(cpu: &Cpu<'_>, address: u64, data: &[u8]) -> Result<()> {
+    let memory = cpu.memory.memory();
+    memory
+        .write_slice(data, GuestAddress(cpu.absolute(address)))
+        .map_err(|_| Stop::Program(program::ADDRESSING))
+}
+
+/// Resets everything but memory, and goes on with the PSW at absolute address
+/// 0: how a kernel starts another one by itself.
+fn load_normal(handler: &Handler, cpu: &Cpu<'_>) -> Result<Action> {
+    handler
+        .cpus
+        .reset_others(cpu.address)
+        .map_err(|error| Stop::Failed(format!("stopping the other CPUs: {error}")))?;
+    handler.css.reset();
+    handler.sclp.reset();
+    let memory = cpu.memory.memory();
+    let psw: [u8; 8] = memory
+        .read_obj(GuestAddress(0))
+        .map_err(|_| Stop::Program(program::ADDRESSING))?;
+    let [mask, address] = short_psw(u64::from_be_bytes(psw));
+    Ok(Action::Start {
+        vcpu: cpu.address,
+        registers: super::load::start(mask, address),
+    })
+}
+
+#[cfg(test)]
+#[path = "diag_tests.rs"]
+mod tests;

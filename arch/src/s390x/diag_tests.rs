@@ -1,0 +1,114 @@
+use crossvisor_vmm::exit::{Action, End};
+
+use super::super::testing::{Bench, MEMORY, Regs};
+
+/// DIAGNOSE with registers 2 and 4 and the function as displacement.
+fn diagnose(bench: &Bench, code: u16, regs: &mut Regs) -> Action {
+    bench.instruction(0x8324, u32::from(code) << 16, regs)
+}
+
+#[test]
+fn functions_that_are_not_there_are_specification_exceptions() {
+    let bench = Bench::new(1);
+    for code in [0x0, 0x44, 0x210, 0x260, 0x501, 0xfff] {
+        diagnose(&bench, code, &mut Regs::default());
+        assert_eq!(bench.program(), Some(6), "{code:#x}");
+    }
+    diagnose(&bench, 0x318, &mut Regs::default());
+    assert_eq!(bench.program(), None);
+}
+
+#[test]
+fn ipl_parameters_are_stored_and_set() {
+    let bench = Bench::new(1);
+    let mut regs = Regs::with(&[(2, 0x5000), (4, 6)]);
+    assert_eq!(diagnose(&bench, 0x308, &mut regs), Action::Continue);
+    assert_eq!(regs.get(3), 1);
+    assert_eq!(bench.read::<4>(0x5000), [0, 0, 0, 200]);
+    assert_eq!(bench.read::<2>(0x5000 + 110), [0, 7]);
+    // Set: a block of 64 bytes, one that is too long, one that is beyond.
+    bench.write(0x5000, &[0, 0, 0, 64]);
+    regs.set(4, 5);
+    diagnose(&bench, 0x308, &mut regs);
+    assert_eq!(regs.get(3), 1);
+    assert_eq!(bench.handler.ipl.get().unwrap().len(), 64);
+    for length in [0x1001_u32, u32::MAX, 0, 3] {
+        bench.write(0x5000, &length.to_be_bytes());
+        diagnose(&bench, 0x308, &mut regs);
+        assert_eq!((regs.get(3), bench.program()), (0x402, None));
+    }
+    regs.set(2, MEMORY as u64);
+    diagnose(&bench, 0x308, &mut regs);
+    assert_eq!(bench.program(), Some(5));
+    regs.set(2, 0x5008);
+    diagnose(&bench, 0x308, &mut regs);
+    assert_eq!(bench.program(), Some(6));
+    // An odd register, and subcodes that do not exist.
+    let mut regs = Regs::with(&[(4, 6)]);
+    bench.instruction(0x8334, 0x308 << 16, &mut regs);
+    assert_eq!(bench.program(), Some(6));
+    for subcode in [2, 8, 10, 0x10006] {
+        regs.set(4, subcode);
+        diagnose(&bench, 0x308, &mut regs);
+        assert_eq!(bench.program(), Some(6), "{subcode}");
+    }
+}
+
+#[test]
+fn loading_again_is_a_reset() {
+    let bench = Bench::new(1);
+    for subcode in [3, 4, 7] {
+        let mut regs = Regs::with(&[(4, subcode)]);
+        let action = diagnose(&bench, 0x308, &mut regs);
+        assert_eq!(action, Action::End(End::Reset));
+    }
+}
+
+#[test]
+fn a_load_normal_reset_goes_on_at_absolute_0() {
+    let bench = Bench::new(2);
+    bench.handler.css.add(1).unwrap();
+    bench.write(0, &0x0008_0000_8012_3456_u64.to_be_bytes());
+    let mut regs = Regs::with(&[(4, 1)]);
+    let Action::Start { vcpu, registers } = diagnose(&bench, 0x308, &mut regs) else {
+        panic!();
+    };
+    assert_eq!(vcpu, 0);
+    assert_eq!(registers.get("psw_mask"), Some(0x8000_0000));
+    assert_eq!(registers.get("psw_addr"), Some(0x12_3456));
+    assert_eq!(registers.0.len(), 2, "the others are reset");
+}
+
+#[test]
+fn the_watchdog_takes_times_that_it_can_keep() {
+    let bench = Bench::new(1);
+    let watchdog = |code, seconds, action| {
+        let mut regs = Regs::with(&[(2, code), (3, seconds), (4, action)]);
+        diagnose(&bench, 0x288, &mut regs);
+        bench.program()
+    };
+    assert_eq!(watchdog(1, 60, 0), Some(6), "not set");
+    assert_eq!(watchdog(0, 14, 0), Some(6));
+    assert_eq!(watchdog(0, 60, 1), Some(6), "an action that is not there");
+    assert_eq!(watchdog(0, 60, 0), None);
+    assert_eq!(watchdog(1, 60, 0), None);
+    assert_eq!(watchdog(3, 60, 0), Some(6));
+    assert_eq!(watchdog(2, 0, 0), None);
+    assert_eq!(watchdog(2, 0, 0), Some(6));
+    bench.instruction(0x8334, 0x288 << 16, &mut Regs::default());
+    assert_eq!(bench.program(), Some(6), "an odd register");
+}
+
+#[test]
+fn notifies_of_nobody_are_refused() {
+    let bench = Bench::new(1);
+    let virtio = |function, subchannel, queue| {
+        let mut regs = Regs::with(&[(1, function), (2, subchannel), (3, queue)]);
+        diagnose(&bench, 0x500, &mut regs);
+        assert_eq!(bench.program(), None);
+        regs.get(2) as i64
+    };
+    assert_eq!(virtio(3, 0x0001_0000, 0), -22);
+    assert_eq!(virtio(3, 0, u64::MAX), -22);
+    assert_eq!(virtio(0, 0, 0), -22);
+}

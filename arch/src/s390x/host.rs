@@ -1,0 +1,233 @@
+//! What the machine uses of a host's KVM, and what follows from each answer.
+
+use crossvisor_vmm::arch::{Capability, Host};
+use crossvisor_vmm::error::{Error, Result};
+
+/// Facilities, as KVM offers them to guests: a bit each, the first the leftmost.
+pub const FACILITIES: &str = "facilities";
+
+/// What to do with the value of a capability.
+type Effect = fn(i64) -> String;
+
+/// What the machine uses, or would use: the KVM API's names for capabilities
+/// (section 4.4), `sie` for KVM's being there at all, `pgste` for a VM's being
+/// made, `flic` for the device, `topology` for facility 11.
+const USES: &[(&str, Effect)] = &[
+    ("sie", |value| {
+        choose(value, "guests run", "no machine can be built")
+    }),
+    ("pgste", |value| {
+        choose(
+            value,
+            "this program's page tables hold storage keys",
+            "no machine can be built",
+        )
+    }),
+    ("KVM_CAP_S390_COW", |value| {
+        choose(
+            value,
+            "ESOP: guest memory is mapped when it is touched",
+            "no ESOP: storage keys are on from the start, so that fresh memory can be written",
+        )
+    }),
+    ("KVM_CAP_S390_CSS_SUPPORT", |value| {
+        choose(
+            value,
+            "guests have a channel subsystem",
+            "no machine can be built",
+        )
+    }),
+    ("flic", |value| {
+        choose(
+            value,
+            "interrupts are the FLIC's",
+            "no machine can be built",
+        )
+    }),
+    ("KVM_CAP_IRQFD", |value| {
+        choose(
+            value,
+            "adapter interruptions come by a write",
+            "devices interrupt by calls",
+        )
+    }),
+    ("KVM_CAP_S390_IRQCHIP", |value| {
+        choose(
+            value,
+            "adapter interruptions are routed in the kernel",
+            "device threads set indicators",
+        )
+    }),
+    ("KVM_CAP_IOEVENTFD", |value| {
+        choose(
+            value,
+            "notifies wake device threads",
+            "notifies stop the vCPU",
+        )
+    }),
+    ("KVM_CAP_IMMEDIATE_EXIT", |value| {
+        choose(
+            value,
+            "vCPUs can be stopped at any time",
+            "vCPUs are stopped by signals",
+        )
+    }),
+    ("KVM_CAP_S390_USER_SIGP", |value| {
+        choose(
+            value,
+            "vCPUs start and stop each other",
+            "no machine can be built",
+        )
+    }),
+    ("KVM_CAP_S390_USER_STSI", |value| {
+        choose(
+            value,
+            "guests read their VM's name and topology",
+            "guests do not read their VM's name",
+        )
+    }),
+    ("KVM_CAP_S390_MEM_OP", |value| {
+        choose(
+            value,
+            "operands of I/O instructions are read",
+            "no machine can be built",
+        )
+    }),
+    ("KVM_CAP_S390_INJECT_IRQ", |value| {
+        choose(
+            value,
+            "program interruptions can be caused",
+            "no machine can be built",
+        )
+    }),
+    ("topology", |value| {
+        choose(
+            value,
+            "facility 11: guests have a topology",
+            "no facility 11: guests have no topology",
+        )
+    }),
+    ("KVM_CAP_S390_VECTOR_REGISTERS", |value| {
+        choose(
+            value,
+            "guests have vector registers",
+            "guests have no vector registers",
+        )
+    }),
+];
+
+fn choose(value: i64, there: &str, missing: &str) -> String {
+    match value {
+        0 => missing.into(),
+        _ => there.into(),
+    }
+}
+
+/// The list of capabilities, with the values that `value` gives, and the
+/// facilities.
+pub fn capabilities(value: impl Fn(&'static str) -> i64, facilities: &[usize]) -> Vec<Capability> {
+    let capability = |(name, effect): &(&'static str, Effect)| {
+        let value = value(name);
+        Capability {
+            name,
+            value,
+            effect: effect(value),
+        }
+    };
+    let mut list: Vec<_> = USES.iter().map(capability).collect();
+    list.push(Capability {
+        name: FACILITIES,
+        value: facilities.len() as i64,
+        effect: ranges(facilities),
+    });
+    list
+}
+
+/// Numbers as text, those that follow each other as ranges.
+fn ranges(numbers: &[usize]) -> String {
+    let mut parts: Vec<(usize, usize)> = Vec::new();
+    for number in numbers {
+        match parts.last_mut() {
+            Some((_, last)) if *last + 1 == *number => *last = *number,
+            _ => parts.push((*number, *number)),
+        }
+    }
+    let part = |(first, last): &(usize, usize)| match first == last {
+        true => first.to_string(),
+        false => format!("{first}-{last}"),
+    };
+    let parts: Vec<_> = parts.iter().map(part).collect();
+    parts.join(", ")
+}
+
+/// The facilities of a list as STFLE stores it.
+pub fn facilities(list: &[u64]) -> Vec<usize> {
+    let bits = 0..list.len() * 64;
+    let set = |bit: &usize| {
+        let word = list.get(bit / 64).copied().unwrap_or(0);
+        word >> (63 - bit % 64) & 1 != 0
+    };
+    bits.filter(set).collect()
+}
+
+/// Checks for what no machine can do without.
+///
+/// # Errors
+/// Names what is missing.
+pub fn require(host: &Host) -> Result<()> {
+    let needed = [
+        "KVM_CAP_S390_CSS_SUPPORT",
+        "flic",
+        "KVM_CAP_S390_USER_SIGP",
+        "KVM_CAP_S390_MEM_OP",
+        "KVM_CAP_S390_INJECT_IRQ",
+    ];
+    match needed.into_iter().find(|name| !host.has(name)) {
+        None => Ok(()),
+        Some(name) => Err(Error::Capability {
+            capability: name.into(),
+            advice: "use a newer kernel (Linux 4.2 has it)".into(),
+        }),
+    }
+}
+
+/// A logical partition of a z14 with a recent kernel.
+pub fn typical() -> Host {
+    let facilities: Vec<usize> = (0..4).chain(6..12).chain(16..29).collect();
+    Host {
+        page_size: 4096,
+        max_vcpus: 248,
+        physical_bits: 44,
+        capabilities: capabilities(|_| 1, &facilities),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_that_matter_differ() {
+        for (name, effect) in USES {
+            assert_ne!(effect(0), effect(1), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_done_without_is_named() {
+        require(&typical()).unwrap();
+        let mut old = typical();
+        old.capabilities
+            .retain(|capability| capability.name != "KVM_CAP_S390_MEM_OP");
+        let error = require(&old).unwrap_err().to_string();
+        assert!(error.contains("KVM_CAP_S390_MEM_OP"), "{error}");
+    }
+
+    #[test]
+    fn facilities_are_counted_from_the_left() {
+        let list = facilities(&[0xe000_0000_0000_0001, 1 << 63]);
+        assert_eq!(list, [0, 1, 2, 63, 64]);
+        assert_eq!(ranges(&list), "0-2, 63-64");
+        assert_eq!(ranges(&[7]), "7");
+    }
+}

@@ -1,0 +1,352 @@
+//! SIGNAL PROCESSOR, as far as KVM leaves it to user space, and the states of
+//! CPUs (Principles of Operation, chapter 4).
+//!
+//! KVM answers the orders that are frequent (sense, emergency signal, external
+//! call). The others change the state of a CPU, which is kept here: while a CPU
+//! is stopped, its registers are data, and whoever starts it hands them over.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crossvisor_devices::GuestMem;
+use crossvisor_vmm::arch::RegisterState;
+use crossvisor_vmm::exit::{Action, End};
+use crossvisor_vmm::hv;
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
+
+use super::cpu::{Cpu, Result, Stop};
+use super::interrupt;
+use super::registers as register;
+
+/// Order codes.
+mod order {
+    pub const START: u8 = 0x04;
+    pub const STOP: u8 = 0x05;
+    pub const RESTART: u8 = 0x06;
+    pub const STOP_AND_STORE_STATUS: u8 = 0x09;
+    pub const INITIAL_CPU_RESET: u8 = 0x0b;
+    pub const CPU_RESET: u8 = 0x0c;
+    pub const SET_PREFIX: u8 = 0x0d;
+    pub const STORE_STATUS_AT_ADDRESS: u8 = 0x0e;
+    pub const SET_ARCHITECTURE: u8 = 0x12;
+}
+
+/// Status bits.
+mod status {
+    pub const INCORRECT_STATE: u32 = 0x200;
+    pub const INVALID_PARAMETER: u32 = 0x100;
+    pub const INVALID_ORDER: u32 = 0x002;
+}
+
+/// In a CPU's prefix area: the restart old and new PSW, and the save area.
+const RESTART_OLD: u64 = 0x120;
+const RESTART_NEW: u64 = 0x1a0;
+const SAVE_AREA: u64 = 0x1200;
+
+/// What is to be done with a CPU once it has stopped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Then {
+    store_status: bool,
+    reset: bool,
+    /// It is to start again at once, from where RESTART leads.
+    restart: bool,
+}
+
+#[derive(Debug)]
+enum State {
+    Operating,
+    /// Told to stop; it has not left the guest yet.
+    Stopping(Then),
+    Stopped(RegisterState),
+}
+
+/// How an order went: nothing more to say, or status to store.
+type Ordered = std::result::Result<Option<Action>, u32>;
+
+/// The CPUs of a machine.
+pub struct Cpus {
+    vm: Arc<dyn hv::Vm>,
+    memory: GuestMem,
+    states: Mutex<Vec<State>>,
+    /// Whether vector registers are there.
+    vector: bool,
+}
+
+impl Cpus {
+    /// `count` CPUs, of which the first operates and the others are reset and
+    /// stopped.
+    pub fn new(vm: Arc<dyn hv::Vm>, memory: GuestMem, count: u32, vector: bool) -> Self {
+        let state = |cpu| match cpu {
+            0 => State::Operating,
+            _ => State::Stopped(RegisterState::default()),
+        };
+        Self {
+            vm,
+            memory,
+            states: Mutex::new((0..count).map(state).collect()),
+            vector,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<State>> {
+        self.states.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// SIGNAL PROCESSOR: `r1` and `r3` are its register numbers, `order` the
+    /// order code. Sets the condition code.
+    ///
+    /// # Errors
+    /// A program interruption.
+    pub fn signal(&self, cpu: &mut Cpu<'_>, r1: u8, r3: u8, order: u8) -> Result<Action> {
+        cpu.require_supervisor()?;
+        let target = (cpu.general(r3) & 0xffff) as usize;
+        // The parameter is in the odd register of the pair.
+        let parameter = (cpu.general(r1 | 1) & 0xffff_ffff) as u32;
+        let mut states = self.lock();
+        let Some(state) = states.get_mut(target) else {
+            cpu.set_condition(3);
+            return Ok(Action::Continue);
+        };
+        let ordered = self
+            .order(state, target as u32, order, parameter)
+            .map_err(|error| Stop::Failed(format!("SIGNAL PROCESSOR: {error}")))?;
+        match ordered {
+            Ok(action) => {
+                cpu.set_condition(0);
+                Ok(action.unwrap_or(Action::Continue))
+            }
+            Err(status) => {
+                cpu.set_general_word(r1, status);
+                cpu.set_condition(1);
+                Ok(Action::Continue)
+            }
+        }
+    }
+
+    fn order(
+        &self,
+        state: &mut State,
+        target: u32,
+        code: u8,
+        parameter: u32,
+    ) -> std::io::Result<Ordered> {
+        let none = Then::default();
+        Ok(match code {
+            order::START => match state {
+                State::Stopped(_) => Ok(self.start(state, target)),
+                _ => Ok(None),
+            },
+            order::RESTART => match state {
+                State::Stopped(registers) => {
+                    self.restart(registers);
+                    Ok(self.start(state, target))
+                }
+                State::Operating => {
+                    self.vm.inject(Some(target), &interrupt::restart())?;
+                    Ok(None)
+                }
+                State::Stopping(then) => {
+                    then.restart = true;
+                    Ok(None)
+                }
+            },
+            order::STOP => self.stop(state, target, none)?,
+            order::STOP_AND_STORE_STATUS => {
+                let then = Then {
+                    store_status: true,
+                    ..none
+                };
+                self.stop(state, target, then)?
+            }
+            order::INITIAL_CPU_RESET => {
+                let then = Then {
+                    reset: true,
+                    ..none
+                };
+                self.stop(state, target, then)?
+            }
+            // What a CPU reset clears is pending in KVM only while it runs.
+            order::CPU_RESET => self.stop(state, target, none)?,
+            order::SET_PREFIX => match state {
+                State::Stopped(registers) => {
+                    let prefix = u64::from(parameter & 0x7fff_e000);
+                    match self.is_memory(prefix, 0x2000) {
+                        true => {
+                            register::assign(registers, register::PREFIX, prefix);
+                            Ok(None)
+                        }
+                        false => Err(status::INVALID_PARAMETER),
+                    }
+                }
+                _ => Err(status::INCORRECT_STATE),
+            },
+            order::STORE_STATUS_AT_ADDRESS => match state {
+                State::Stopped(registers) => {
+                    let address = u64::from(parameter & 0x7fff_fe00);
+                    match self.store_status(registers, address) {
+                        true => Ok(None),
+                        false => Err(status::INVALID_PARAMETER),
+                    }
+                }
+                _ => Err(status::INCORRECT_STATE),
+            },
+            // All CPUs are in the z/Architecture mode, and stay there.
+            order::SET_ARCHITECTURE => Err(status::INVALID_PARAMETER),
+            _ => Err(status::INVALID_ORDER),
+        })
+    }
+
+    fn start(&self, state: &mut State, target: u32) -> Option<Action> {
+        match std::mem::replace(state, State::Operating) {
+            State::Stopped(registers) => Some(Action::Start {
+                vcpu: target,
+                registers,
+            }),
+            other => {
+                *state = other;
+                None
+            }
+        }
+    }
+
+    /// Asks a CPU to stop, and for `then`; one that is stopped does it at once.
+    fn stop(&self, state: &mut State, target: u32, then: Then) -> std::io::Result<Ordered> {
+        match state {
+            State::Operating => {
+                self.vm.inject(Some(target), &interrupt::stop())?;
+                *state = State::Stopping(then);
+            }
+            State::Stopping(before) => {
+                before.store_status |= then.store_status;
+                before.reset |= then.reset;
+                before.restart = false;
+            }
+            State::Stopped(registers) => self.settle(registers, then),
+        }
+        Ok(Ok(None))
+    }
+
+    fn settle(&self, registers: &mut RegisterState, then: Then) {
+        if then.store_status {
+            let prefix = registers.get(register::PREFIX).unwrap_or(0);
+            self.store_status(registers, prefix + SAVE_AREA);
+        }
+        if then.reset {
+            *registers = RegisterState::default();
+        }
+    }
+
+    /// A CPU has left the guest because it was told to stop: it parks, and when
+    /// it was the last one, the guest has powered off.
+    pub fn stopped(&self, cpu: &Cpu<'_>) -> Action {
+        let mut states = self.lock();
+        let Some(state) = states.get_mut(cpu.address as usize) else {
+            return Action::Continue;
+        };
+        let then = match state {
+            State::Stopping(then) => *then,
+            _ => Then::default(),
+        };
+        let psw = [cpu.psw_mask(), cpu.psw_address()];
+        let mut registers = register::save(psw, cpu.exit.sync_regs, self.vector);
+        self.settle(&mut registers, then);
+        if then.restart {
+            self.restart(&mut registers);
+            *state = State::Operating;
+            return Action::Start {
+                vcpu: cpu.address,
+                registers,
+            };
+        }
+        *state = State::Stopped(registers);
+        match states
+            .iter()
+            .all(|state| matches!(state, State::Stopped(_)))
+        {
+            true => Action::End(End::PowerOff),
+            false => Action::Park,
+        }
+    }
+
+    /// Stops all CPUs but `address` and resets them.
+    ///
+    /// # Errors
+    /// KVM refused.
+    pub fn reset_others(&self, address: u32) -> std::io::Result<()> {
+        let then = Then {
+            reset: true,
+            ..Then::default()
+        };
+        for (target, state) in (0..).zip(self.lock().iter_mut()) {
+            if target != address {
+                let _ = self.stop(state, target, then)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A restart interruption of a stopped CPU: PSWs change places.
+    fn restart(&self, registers: &mut RegisterState) {
+        let memory = self.memory.memory();
+        let prefix = registers.get(register::PREFIX).unwrap_or(0);
+        let old = [register::PSW_MASK, register::PSW_ADDRESS];
+        let old = old.map(|name| registers.get(name).unwrap_or(0).to_be_bytes());
+        // The prefix area is memory: the prefix was checked when it was set.
+        let _ = memory.write_slice(&old.concat(), GuestAddress(prefix + RESTART_OLD));
+        let mut new = [0; 16];
+        let _ = memory.read_slice(&mut new, GuestAddress(prefix + RESTART_NEW));
+        let [mask, address] = [0, 8].map(|at| {
+            new.get(at..)
+                .and_then(|bytes| bytes.first_chunk())
+                .map_or(0, |bytes| u64::from_be_bytes(*bytes))
+        });
+        register::assign(registers, register::PSW_MASK, mask);
+        register::assign(registers, register::PSW_ADDRESS, address);
+    }
+
+    fn is_memory(&self, address: u64, size: usize) -> bool {
+        use vm_memory::GuestMemoryBackend;
+        let memory = self.memory.memory();
+        memory.check_range(GuestAddress(address), size)
+    }
+
+    /// Stores a CPU's status in the 512 bytes from `address` on.
+    fn store_status(&self, registers: &RegisterState, address: u64) -> bool {
+        let mut area = [0; 512];
+        let mut put = |at: usize, bytes: &[u8]| {
+            if let Some(place) = area.get_mut(at..at + bytes.len()) {
+                place.copy_from_slice(bytes);
+            }
+        };
+        let value = |name: &str| registers.get(name).unwrap_or(0);
+        for number in 0..16 {
+            put(number * 8, &value(register::FLOATING[number]).to_be_bytes());
+            put(
+                0x80 + number * 8,
+                &value(register::GENERAL[number]).to_be_bytes(),
+            );
+            let access = value(register::ACCESS[number]) as u32;
+            put(0x140 + number * 4, &access.to_be_bytes());
+            put(
+                0x180 + number * 8,
+                &value(register::CONTROL[number]).to_be_bytes(),
+            );
+        }
+        put(0x100, &value(register::PSW_MASK).to_be_bytes());
+        put(0x108, &value(register::PSW_ADDRESS).to_be_bytes());
+        put(0x118, &(value(register::PREFIX) as u32).to_be_bytes());
+        put(0x11c, &(value(register::FPC) as u32).to_be_bytes());
+        put(0x124, &(value(register::TODPR) as u32).to_be_bytes());
+        put(0x128, &value(register::CPU_TIMER).to_be_bytes());
+        // Without its last byte.
+        put(
+            0x130,
+            &(value(register::CLOCK_COMPARATOR) >> 8).to_be_bytes(),
+        );
+        let memory = self.memory.memory();
+        memory.write_slice(&area, GuestAddress(address)).is_ok()
+    }
+}
+
+#[cfg(test)]
+#[path = "sigp_tests.rs"]
+mod tests;

@@ -1,0 +1,141 @@
+use super::super::testing::{Bench, Regs};
+use super::*;
+use crate::s390x::registers::offset;
+
+/// SIGP of CPU 0: parameter in register 3, status in 2, target in 4.
+fn sigp(bench: &Bench, target: u64, order: u8, parameter: u64) -> (Action, u64, u32) {
+    let mut regs = Regs::with(&[(2, 0), (3, parameter), (4, target)]);
+    let action = bench.instruction(0xae24, u32::from(order) << 16, &mut regs);
+    (action, regs.condition(), regs.get(2) as u32)
+}
+
+fn accepted(bench: &Bench, target: u64, order: u8, parameter: u64) -> Action {
+    let (action, condition, _) = sigp(bench, target, order, parameter);
+    assert_eq!(condition, 0, "order {order:#x}");
+    action
+}
+
+/// CPU `vcpu` leaves because it was told to stop.
+fn stops(bench: &Bench, vcpu: u32) -> Action {
+    let mut regs = Regs::with(&[(5, 0x55)]);
+    registers_prefix(&mut regs, 0x10_0000);
+    bench.intercept(vcpu, 0x28, 0, 0, &mut regs)
+}
+
+fn registers_prefix(regs: &mut Regs, prefix: u64) {
+    register::set(&mut regs.sync, (offset::PREFIX, 8), prefix);
+}
+
+#[test]
+fn a_secondary_starts_as_linux_does_it() {
+    let bench = Bench::new(2);
+    accepted(&bench, 1, 0x0b, 0);
+    accepted(&bench, 1, 0x0d, 0x10_0000);
+    let psw = [0x1_8000_0000_u64, 0x1234].map(u64::to_be_bytes).concat();
+    bench.write(0x10_01a0, &psw);
+    let Action::Start { vcpu, registers } = accepted(&bench, 1, 0x06, 0) else {
+        panic!();
+    };
+    assert_eq!(vcpu, 1);
+    assert_eq!(registers.get("prefix"), Some(0x10_0000));
+    assert_eq!(registers.get("psw_mask"), Some(0x1_8000_0000));
+    assert_eq!(registers.get("psw_addr"), Some(0x1234));
+    // Started once; a restart is an interruption now.
+    assert_eq!(accepted(&bench, 1, 0x04, 0), Action::Continue);
+    assert_eq!(accepted(&bench, 1, 0x06, 0), Action::Continue);
+    let injected = bench.vm.record().injected.clone();
+    assert_eq!(injected.len(), 1);
+    assert_eq!((injected[0].0, injected[0].1.kind), (Some(1), 0xfffe_0003));
+}
+
+#[test]
+fn a_cpu_that_is_not_there_is_not_operational() {
+    let bench = Bench::new(2);
+    assert_eq!(sigp(&bench, 2, 0x05, 0).1, 3);
+    assert_eq!(sigp(&bench, 0xffff, 0x0b, 0).1, 3);
+}
+
+#[test]
+fn orders_that_need_a_stopped_cpu() {
+    let bench = Bench::new(2);
+    let incorrect = |order| {
+        let (_, condition, status) = sigp(&bench, 0, order, 0x3000);
+        assert_eq!((condition, status), (1, 0x200));
+    };
+    incorrect(0x0d);
+    incorrect(0x0e);
+    // Parameters that are no memory.
+    assert_eq!(sigp(&bench, 1, 0x0d, 0x7fff_e000).2, 0x100);
+    assert_eq!(sigp(&bench, 1, 0x0e, 0x7fff_fe00).2, 0x100);
+    assert_eq!(sigp(&bench, 1, 0x12, 1).2, 0x100);
+    assert_eq!(sigp(&bench, 1, 0x77, 0).2, 0x002);
+}
+
+#[test]
+fn registers_outlive_a_stop() {
+    let bench = Bench::new(2);
+    let start = accepted(&bench, 1, 0x04, 0);
+    assert!(matches!(start, Action::Start { vcpu: 1, .. }));
+    accepted(&bench, 1, 0x05, 0);
+    accepted(&bench, 1, 0x05, 0);
+    assert_eq!(bench.vm.record().injected.len(), 1, "told once");
+    assert_eq!(stops(&bench, 1), Action::Park);
+    let Action::Start { registers, .. } = accepted(&bench, 1, 0x04, 0) else {
+        panic!();
+    };
+    assert_eq!(registers.get("r5"), Some(0x55));
+    assert_eq!(registers.get("prefix"), Some(0x10_0000));
+    assert_eq!(registers.get("psw_addr"), Some(0x1_0000));
+}
+
+#[test]
+fn the_last_cpu_that_stops_powers_off() {
+    let bench = Bench::new(2);
+    accepted(&bench, 1, 0x04, 0);
+    accepted(&bench, 1, 0x05, 0);
+    assert_eq!(stops(&bench, 1), Action::Park);
+    accepted(&bench, 0, 0x05, 0);
+    assert_eq!(stops(&bench, 0), Action::End(End::PowerOff));
+}
+
+#[test]
+fn a_restart_that_comes_before_the_stop_is_kept() {
+    let bench = Bench::new(2);
+    accepted(&bench, 1, 0x04, 0);
+    accepted(&bench, 1, 0x05, 0);
+    bench.write(0x10_01a8, &0x9999_u64.to_be_bytes());
+    assert_eq!(accepted(&bench, 1, 0x06, 0), Action::Continue);
+    let Action::Start { vcpu, registers } = stops(&bench, 1) else {
+        panic!();
+    };
+    assert_eq!((vcpu, registers.get("psw_addr")), (1, Some(0x9999)));
+    // The old PSW is where the new one was taken from its pair.
+    assert_eq!(bench.read::<8>(0x10_0128), 0x1_0000_u64.to_be_bytes());
+}
+
+#[test]
+fn a_running_cpu_is_stopped_to_be_reset() {
+    let bench = Bench::new(2);
+    accepted(&bench, 1, 0x04, 0);
+    accepted(&bench, 1, 0x0b, 0);
+    assert_eq!(stops(&bench, 1), Action::Park);
+    let Action::Start { registers, .. } = accepted(&bench, 1, 0x04, 0) else {
+        panic!();
+    };
+    assert!(registers.0.is_empty());
+}
+
+#[test]
+fn status_is_stored() {
+    let bench = Bench::new(2);
+    accepted(&bench, 1, 0x04, 0);
+    accepted(&bench, 1, 0x09, 0);
+    stops(&bench, 1);
+    // Register 5, the PSW's address, the prefix, in the prefix area.
+    assert_eq!(bench.read::<8>(0x10_12a8), 0x55_u64.to_be_bytes());
+    assert_eq!(bench.read::<8>(0x10_1308), 0x1_0000_u64.to_be_bytes());
+    assert_eq!(bench.read::<4>(0x10_1318), 0x10_0000_u32.to_be_bytes());
+    // And at an address.
+    accepted(&bench, 1, 0x0e, 0x4000);
+    assert_eq!(bench.read::<8>(0x40a8), 0x55_u64.to_be_bytes());
+}
