@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use vm_memory::mmap::MmapRegionError;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 use crate::error::{Error, Result};
@@ -22,7 +23,7 @@ pub fn allocate(plan: &Plan, hugepages: bool) -> Result<GuestMemoryMmap> {
             .map_err(|_| Error::config("--memory", "more than this host can address"))?;
         let flags = mapping_flags(hugepages);
         let protection = libc::PROT_READ | libc::PROT_WRITE;
-        let mapping = MmapRegion::build(None, size, protection, flags).map_err(|error| {
+        let mapping = map_aligned(size, protection, flags).map_err(|error| {
             Error::config(
                 "--memory",
                 format!("the host cannot map {} MiB: {error}", range.size >> 20),
@@ -42,6 +43,36 @@ fn mapping_flags(hugepages: bool) -> libc::c_int {
     match hugepages {
         true => flags | libc::MAP_HUGETLB,
         false => flags | libc::MAP_NORESERVE,
+    }
+}
+
+/// The alignment of a mapping: KVM on s390x takes only memory that begins on a
+/// segment of 1 MiB. Elsewhere it does no harm.
+const ALIGNMENT: usize = 1 << 20;
+
+/// Maps `size` bytes. The kernel says where, mostly directly below what was
+/// mapped last: what is too much there is filled until the place is aligned.
+fn map_aligned(
+    size: usize,
+    protection: i32,
+    flags: i32,
+) -> std::result::Result<MmapRegion, MmapRegionError> {
+    let mut fillers = Vec::new();
+    loop {
+        let mapping = MmapRegion::build(None, size, protection, flags)?;
+        let excess = mapping.as_ptr() as usize % ALIGNMENT;
+        let wanted = size.is_multiple_of(ALIGNMENT) && flags & libc::MAP_HUGETLB == 0;
+        if excess == 0 || !wanted || fillers.len() == 16 {
+            return Ok(mapping);
+        }
+        drop(mapping);
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        fillers.push(MmapRegion::<()>::build(
+            None,
+            excess,
+            libc::PROT_NONE,
+            flags,
+        )?);
     }
 }
 
@@ -128,6 +159,18 @@ mod tests {
         let reserved = |hugepages| mapping_flags(hugepages) & libc::MAP_NORESERVE == 0;
         assert!(reserved(true));
         assert!(!reserved(false));
+    }
+
+    #[test]
+    fn mappings_are_aligned_as_kvm_on_s390x_needs_them() {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let mut odd = Vec::new();
+        for pages in 1..5 {
+            odd.push(MmapRegion::<()>::build(None, pages * 4096, 0, flags));
+            let mapping = map_aligned(2 << 20, libc::PROT_READ, flags).unwrap();
+            assert_eq!(mapping.as_ptr() as usize % ALIGNMENT, 0);
+            odd.push(Ok(mapping));
+        }
     }
 
     #[test]

@@ -19,6 +19,28 @@ mod stsi;
 mod testing;
 mod watchdog;
 
+cfg_if::cfg_if! {
+    if #[cfg(target_arch = "s390x")] {
+        mod kvm;
+
+        fn kvm_architecture(arch: &S390x) -> Option<&dyn KvmArchitecture> {
+            Some(arch)
+        }
+
+        fn kvm_machine(machine: &S390xMachine) -> Option<&dyn KvmMachine> {
+            Some(machine)
+        }
+    } else {
+        fn kvm_architecture(_: &S390x) -> Option<&dyn KvmArchitecture> {
+            None
+        }
+
+        fn kvm_machine(_: &S390xMachine) -> Option<&dyn KvmMachine> {
+            None
+        }
+    }
+}
+
 use std::sync::Arc;
 
 use crossvisor_devices::css::ChannelSubsystem;
@@ -73,7 +95,7 @@ impl Architecture for S390x {
     }
 
     fn kvm(&self) -> Option<&dyn KvmArchitecture> {
-        None
+        kvm_architecture(self)
     }
 }
 
@@ -198,6 +220,6 @@ impl Machine for S390xMachine {
     }
 
     fn kvm(&self) -> Option<&dyn KvmMachine> {
-        None
+        kvm_machine(self)
     }
 }

@@ -58,7 +58,12 @@ pub fn inject_floating(devices: &[DeviceFd], interrupt: &Interrupt) -> io::Resul
 /// Takes back the I/O interruptions of a subchannel.
 pub fn withdraw(devices: &[DeviceFd], id: u32) -> io::Result<()> {
     let size = size_of::<u32>() as u64;
-    flic(devices, KVM_DEV_FLIC_CLEAR_IO_IRQ, size, &raw const id as u64)
+    flic(
+        devices,
+        KVM_DEV_FLIC_CLEAR_IO_IRQ,
+        size,
+        &raw const id as u64,
+    )
 }
 
 /// The PSW in the run page.
@@ -74,7 +79,12 @@ pub unsafe fn psw<'a>(run: *mut kvm_run, _none: &'a mut [u64; 2]) -> &'a mut [u6
 
 /// A vCPU's memory by logical addresses.
 #[derive(Debug)]
-pub struct Logical<'a>(pub &'a VcpuFd);
+pub struct Logical<'a>(&'a VcpuFd);
+
+/// The memory of `vcpu` by its logical addresses.
+pub fn logical(vcpu: &VcpuFd) -> Logical<'_> {
+    Logical(vcpu)
+}
 
 /// The exception is pending, where there is one.
 fn explain(errno: super::Error) -> AccessError {

@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 
 use super::bindings::kvm_run;
 use super::{DeviceFd, VcpuFd};
-use crate::exit::{AccessError, LogicalMemory, NoLogicalMemory};
+use crate::exit::NoLogicalMemory;
 use crate::hv::Interrupt;
 
 /// No vCPU here takes such an interrupt.
@@ -35,15 +35,6 @@ pub unsafe fn psw<'a>(_run: *mut kvm_run, none: &'a mut [u64; 2]) -> &'a mut [u6
 }
 
 /// No vCPU here has its memory reached by logical addresses.
-#[derive(Debug)]
-pub struct Logical<'a>(pub &'a VcpuFd);
-
-impl LogicalMemory for Logical<'_> {
-    fn read(&self, address: u64, space: u8, data: &mut [u8]) -> Result<(), AccessError> {
-        NoLogicalMemory.read(address, space, data)
-    }
-
-    fn write(&self, address: u64, space: u8, data: &[u8]) -> Result<(), AccessError> {
-        NoLogicalMemory.write(address, space, data)
-    }
+pub fn logical(_vcpu: &VcpuFd) -> NoLogicalMemory {
+    NoLogicalMemory
 }

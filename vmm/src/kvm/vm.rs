@@ -423,7 +423,8 @@ impl Vcpu for KvmVcpu {
         // only for the call, during which nobody else looks at the page.
         let (data, sync_regs, psw) = unsafe {
             (
-                &mut *(&raw mut (*run).__bindgen_anon_1).cast::<[u8; crate::exit::RUN_UNION_SIZE]>(),
+                &mut *(&raw mut (*run).__bindgen_anon_1)
+                    .cast::<[u8; crate::exit::RUN_UNION_SIZE]>(),
                 &mut *(&raw mut (*run).s).cast::<[u8; crate::exit::SYNC_REGS_SIZE]>(),
                 channel::psw(run, &mut none),
             )
@@ -433,7 +434,7 @@ impl Vcpu for KvmVcpu {
             data,
             sync_regs,
             psw,
-            logical: &channel::Logical(&self.fd),
+            logical: &channel::logical(&self.fd),
         }));
         Ok(())
     }

@@ -1,0 +1,274 @@
+//! The KVM side: probing the host, the CPU model, the FLIC, registers of vCPUs.
+
+use std::fmt::Write as _;
+use std::io;
+
+use crossvisor_vmm::arch::{Host, KvmArchitecture, KvmMachine, RegisterState};
+use crossvisor_vmm::error::{Error, Result};
+use crossvisor_vmm::exit::SYNC_REGS_SIZE;
+use crossvisor_vmm::kvm::bindings::{
+    KVM_CAP_S390_CPU_TOPOLOGY, KVM_CAP_S390_CSS_SUPPORT, KVM_CAP_S390_USER_SIGP,
+    KVM_CAP_S390_USER_STSI, KVM_CAP_S390_VECTOR_REGISTERS, KVM_DEV_FLIC_ADAPTER_REGISTER,
+    KVM_MP_STATE_OPERATING, KVM_MP_STATE_STOPPED, KVM_SYNC_ACRS, KVM_SYNC_ARCH0, KVM_SYNC_CRS,
+    KVM_SYNC_FPRS, KVM_SYNC_GPRS, KVM_SYNC_PREFIX, KVM_SYNC_VRS, kvm_create_device,
+    kvm_device_attr, kvm_device_type_KVM_DEV_TYPE_FLIC, kvm_enable_cap, kvm_mp_state,
+    kvm_s390_io_adapter, kvm_s390_vm_cpu_processor,
+};
+use crossvisor_vmm::kvm::{Cap, DeviceFd, Kvm, VcpuFd, VmFd};
+
+use super::{S390x, S390xMachine, host, registers};
+
+/// Configuration topology, which Linux believes STFLE about and then needs.
+const TOPOLOGY: usize = 11;
+
+/// How many interruption subclasses there are, and so adapters.
+const SUBCLASSES: u8 = 8;
+
+impl KvmArchitecture for S390x {
+    fn probe(&self, kvm: &Kvm) -> Result<Host> {
+        let vm = kvm.create_vm().map_err(|errno| match errno.errno() {
+            // Guests need page tables of twice the size in the whole process.
+            22 => Error::Capability {
+                capability: "page tables with storage keys (KVM_CREATE_VM: EINVAL)".into(),
+                advice: "use a crossvisor that is linked with --s390-pgste, or set `sysctl \
+                         vm.allocate_pgste=1` and start again"
+                    .into(),
+            },
+            _ => Error::io("KVM_CREATE_VM", errno),
+        })?;
+        let machine = vm.cpu_machine();
+        let facilities = machine.as_ref().map_or(Vec::new(), |machine| {
+            let granted = machine.fac_list.iter().zip(&machine.fac_mask);
+            host::facilities(&granted.map(|(list, _)| *list).collect::<Vec<_>>())
+        });
+        let limit = vm.memory_limit().ok().filter(|limit| *limit > 0);
+        let capabilities = host::capabilities(
+            |name| match name {
+                "sie" | "pgste" => 1,
+                "flic" => vm.offers_device(kvm_device_type_KVM_DEV_TYPE_FLIC).into(),
+                "topology" => facilities.contains(&TOPOLOGY).into(),
+                name => capability(name).map_or(0, |cap| vm.check_extension_int(cap).into()),
+            },
+            &facilities,
+        );
+        Ok(Host {
+            page_size: rustix::param::page_size() as u64,
+            max_vcpus: u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX),
+            physical_bits: limit.map_or(44, |limit| limit.ilog2()),
+            capabilities,
+        })
+    }
+}
+
+fn capability(name: &str) -> Option<Cap> {
+    Some(match name {
+        "KVM_CAP_S390_COW" => Cap::S390Cow,
+        "KVM_CAP_S390_CSS_SUPPORT" => Cap::S390CssSupport,
+        "KVM_CAP_IRQFD" => Cap::Irqfd,
+        "KVM_CAP_S390_IRQCHIP" => Cap::S390Irqchip,
+        "KVM_CAP_IOEVENTFD" => Cap::Ioeventfd,
+        "KVM_CAP_IMMEDIATE_EXIT" => Cap::ImmediateExit,
+        "KVM_CAP_S390_USER_SIGP" => Cap::S390UserSigp,
+        "KVM_CAP_S390_USER_STSI" => Cap::S390UserStsi,
+        "KVM_CAP_S390_MEM_OP" => Cap::S390MemOp,
+        "KVM_CAP_S390_INJECT_IRQ" => Cap::S390InjectIrq,
+        "KVM_CAP_S390_VECTOR_REGISTERS" => Cap::S390VectorRegisters,
+        _ => return None,
+    })
+}
+
+fn enable(vm: &VmFd, cap: u32, name: &str) -> Result<()> {
+    let cap = kvm_enable_cap {
+        cap,
+        ..Default::default()
+    };
+    vm.enable_cap(&cap)
+        .map_err(|errno| Error::io(format!("enabling {name}"), errno))
+}
+
+impl S390xMachine {
+    /// The host's model with the facilities that KVM grants, and the topology
+    /// facility where the host has it: the guest sees it by STFLE even where the
+    /// hardware ignores the model.
+    fn set_cpu_model(&self, vm: &VmFd) -> Result<()> {
+        // It also has KVM answer for the topology; older kernels do not know it.
+        if enable(vm, KVM_CAP_S390_CPU_TOPOLOGY, "the topology facility").is_err() {
+            log::debug!("KVM has no KVM_CAP_S390_CPU_TOPOLOGY");
+        }
+        let failed = |what: &'static str| move |errno| Error::io(what, errno);
+        let machine = vm.cpu_machine().map_err(failed("the host's CPU model"))?;
+        let mut guest = vm
+            .cpu_processor()
+            .map_err(failed("the guest's CPU model"))?;
+        let word = TOPOLOGY / 64;
+        let bit = 1u64 << (63 - TOPOLOGY % 64);
+        let Some(facilities) = guest.fac_list.get_mut(word) else {
+            return Ok(());
+        };
+        *facilities |= machine.fac_list.get(word).copied().unwrap_or(0) & bit;
+        let guest = kvm_s390_vm_cpu_processor {
+            cpuid: machine.cpuid,
+            ..guest
+        };
+        vm.set_cpu_processor(&guest)
+            .map_err(failed("setting the guest's CPU model"))
+    }
+
+    /// The FLIC, with an adapter for each interruption subclass.
+    fn create_flic(&self, vm: &VmFd) -> Result<DeviceFd> {
+        let mut device = kvm_create_device {
+            type_: kvm_device_type_KVM_DEV_TYPE_FLIC,
+            ..Default::default()
+        };
+        let flic = vm
+            .create_device(&mut device)
+            .map_err(|errno| Error::io("KVM_CREATE_DEVICE for the FLIC", errno))?;
+        for isc in 0..SUBCLASSES {
+            let adapter = kvm_s390_io_adapter {
+                id: isc.into(),
+                isc,
+                maskable: 0,
+                // Bits count from the left.
+                swap: 1,
+                flags: 0,
+            };
+            let attribute = kvm_device_attr {
+                flags: 0,
+                group: KVM_DEV_FLIC_ADAPTER_REGISTER,
+                attr: 0,
+                addr: &raw const adapter as u64,
+            };
+            flic.set_device_attr(&attribute)
+                .map_err(|errno| Error::io("an adapter of the FLIC", errno))?;
+        }
+        Ok(flic)
+    }
+}
+
+impl KvmMachine for S390xMachine {
+    fn vm_type(&self) -> u64 {
+        0
+    }
+
+    fn create_controllers(&self, vm: &VmFd) -> Result<Vec<DeviceFd>> {
+        enable(vm, KVM_CAP_S390_USER_SIGP, "KVM_CAP_S390_USER_SIGP")?;
+        if self.host.has("KVM_CAP_S390_USER_STSI") {
+            enable(vm, KVM_CAP_S390_USER_STSI, "KVM_CAP_S390_USER_STSI")?;
+        }
+        if self.has_vector() {
+            let name = "KVM_CAP_S390_VECTOR_REGISTERS";
+            enable(vm, KVM_CAP_S390_VECTOR_REGISTERS, name)?;
+        }
+        self.set_cpu_model(vm)?;
+        let flic = self.create_flic(vm)?;
+        if !self.host.has("KVM_CAP_S390_COW") {
+            // Without ESOP a store to a page that the host maps read-only, such
+            // as the zero page under fresh memory, reaches the guest as a
+            // protection exception. A process with storage keys has no zero
+            // pages.
+            vm.set_storage_keys(0, &[0])
+                .map_err(|errno| Error::io("KVM_S390_SET_SKEYS", errno))?;
+        }
+        Ok(vec![flic])
+    }
+
+    fn init_vcpu(
+        &self,
+        _vm: &VmFd,
+        _controllers: &[DeviceFd],
+        vcpu: &VcpuFd,
+        index: u32,
+    ) -> Result<()> {
+        // For the whole VM, but KVM takes it at a vCPU.
+        let cap = kvm_enable_cap {
+            cap: KVM_CAP_S390_CSS_SUPPORT,
+            ..Default::default()
+        };
+        vcpu.enable_cap(&cap)
+            .map_err(|errno| Error::io("enabling KVM_CAP_S390_CSS_SUPPORT", errno))?;
+        self.set_state(vcpu, KVM_MP_STATE_STOPPED)
+            .map_err(|errno| Error::io(format!("stopping vCPU {index}"), errno))
+    }
+
+    fn finish_controllers(&self, _vm: &VmFd) -> Result<Vec<DeviceFd>> {
+        Ok(Vec::new())
+    }
+
+    fn start_vcpu(
+        &self,
+        vcpu: &mut VcpuFd,
+        index: u32,
+        registers: Option<&RegisterState>,
+    ) -> Result<()> {
+        let failed = |errno| Error::io(format!("starting vCPU {index}"), errno);
+        vcpu.initial_reset().map_err(failed)?;
+        if let Some(registers) = registers {
+            self.set_registers(vcpu, registers)?;
+        }
+        self.set_state(vcpu, KVM_MP_STATE_OPERATING)
+            .map_err(|errno| Error::io(format!("starting vCPU {index}"), errno))
+    }
+
+    fn park_vcpu(&self, vcpu: &VcpuFd) -> Result<()> {
+        self.set_state(vcpu, KVM_MP_STATE_STOPPED)
+            .map_err(|errno| Error::io("stopping a vCPU", errno))
+    }
+
+    fn dump_vcpu(&self, vcpu: &VcpuFd) -> String {
+        let (mask, address) = vcpu.psw();
+        let mut text = format!("psw={mask:016x} {address:016x}");
+        if let Ok(general) = vcpu.get_regs() {
+            for (number, value) in general.gprs.iter().enumerate() {
+                // Writing to a string does not fail.
+                let _ = write!(text, " r{number}={value:x}");
+            }
+        }
+        text
+    }
+}
+
+impl S390xMachine {
+    fn set_state(&self, vcpu: &VcpuFd, state: u32) -> io::Result<()> {
+        let state = kvm_mp_state { mp_state: state };
+        Ok(vcpu.set_mp_state(state)?)
+    }
+
+    /// Sets registers of a vCPU after a reset, by the run page.
+    fn set_registers(&self, vcpu: &mut VcpuFd, registers: &RegisterState) -> Result<()> {
+        let value = |name| registers.get(name).unwrap_or(0);
+        vcpu.set_psw(value(registers::PSW_MASK), value(registers::PSW_ADDRESS));
+        // What is not named stays as the reset left it: only after a run does
+        // the page have that, so the rest is read first.
+        let partial = registers.0.len() <= 3;
+        if partial {
+            return self.set_prefix(vcpu, registers);
+        }
+        let vector = self.has_vector();
+        let page = vcpu.get_kvm_run();
+        let mut sync = [0; SYNC_REGS_SIZE];
+        for (name, value) in &registers.0 {
+            if let Some(place) = registers::place(name, vector) {
+                registers::set(&mut sync, place, *value);
+            }
+        }
+        page.s.padding = sync.map(|byte| byte as _);
+        let floating = if vector { KVM_SYNC_VRS } else { KVM_SYNC_FPRS };
+        page.kvm_dirty_regs = u64::from(
+            KVM_SYNC_PREFIX
+                | KVM_SYNC_GPRS
+                | KVM_SYNC_ACRS
+                | KVM_SYNC_CRS
+                | KVM_SYNC_ARCH0
+                | floating,
+        );
+        Ok(())
+    }
+
+    /// After an initial reset only the prefix may be another.
+    fn set_prefix(&self, vcpu: &mut VcpuFd, registers: &RegisterState) -> Result<()> {
+        let page = vcpu.get_kvm_run();
+        page.s.regs.prefix = registers.get(registers::PREFIX).unwrap_or(0);
+        page.kvm_dirty_regs = KVM_SYNC_PREFIX.into();
+        Ok(())
+    }
+}
