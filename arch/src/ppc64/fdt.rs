@@ -5,6 +5,7 @@
 //! (ibm,client-architecture-support): there is no Open Firmware in this machine
 //! to ask, so `/chosen` holds the outcome, and RTAS is in place.
 
+use crossvisor_devices::virtio::pci::{BAR_SIZE, DEVICE_BASE, VENDOR, class};
 use crossvisor_vmm::arch::Host;
 use crossvisor_vmm::config::Console;
 use crossvisor_vmm::error::Error;
@@ -400,23 +401,60 @@ fn pci(fdt: &mut FdtWriter, pci: &Pci, devices: &[Device]) -> FdtWriterResult<()
     fdt.property_array_u32("interrupt-map", &map)?;
     let messages = u32::from(xics::MSIS_PER_SLOT);
     fdt.property_u32("ibm,pe-total-#msi", slots.len() as u32 * messages)?;
+    // A window that nothing is mapped in, for Linux warns where there is none; it
+    // makes no use of it (linux,iommu-off).
+    fdt.property_u32("ibm,#dma-address-cells", 2)?;
+    fdt.property_u32("ibm,#dma-size-cells", 2)?;
+    fdt.property_array_u32("ibm,dma-window", &[DMA_WINDOW, 0, 0, 0, DMA_WINDOW_SIZE])?;
     for (slot, kind) in slots {
-        function(fdt, slot, kind)?;
+        function(fdt, slot, kind, bar_address(pci, slot))?;
     }
     fdt.end_node(node)
 }
 
-/// A virtio device: what Linux looks at before it reads the configuration space
-/// itself. Its BAR is where firmware would have put it, and is read from there.
-fn function(fdt: &mut FdtWriter, slot: u8, kind: DeviceKind) -> FdtWriterResult<()> {
+/// Number of the DMA window, and its size in bytes.
+const DMA_WINDOW: u32 = 0x8000_0000;
+const DMA_WINDOW_SIZE: u32 = 0x4000_0000;
+
+/// Where the BAR of the device in `slot` is: they are placed one after the other
+/// from the start of the upper window, in the order of their slots.
+pub fn bar_address(pci: &Pci, slot: u8) -> u64 {
+    pci.mmio64.bus_address + u64::from(slot.saturating_sub(1)) * BAR_SIZE
+}
+
+/// A virtio device. Linux makes PCI devices of these nodes, and reads from the
+/// configuration space only what is not here.
+fn function(fdt: &mut FdtWriter, slot: u8, kind: DeviceKind, bar: u64) -> FdtWriterResult<()> {
     let node = fdt.begin_node(&format!("{}@{slot:x}", kind_name(kind)))?;
     fdt.property_array_u32("reg", &[u32::from(slot) << 11, 0, 0, 0, 0])?;
     fdt.property_u32("#address-cells", 3)?;
     fdt.property_u32("#size-cells", 2)?;
+    let device = DEVICE_BASE + kind_id(kind);
+    fdt.property_u32("vendor-id", VENDOR.into())?;
+    fdt.property_u32("device-id", device.into())?;
+    fdt.property_u32("revision-id", 1)?;
+    fdt.property_u32("class-code", class(kind_id(kind).into()))?;
+    // Not relocatable, prefetchable, 64 bits wide; BAR 0.
+    let [high, low] = cells(bar);
+    let place = 0xc300_0000 | u32::from(slot) << 11 | 0x10;
+    fdt.property_array_u32(
+        "assigned-addresses",
+        &[place, high, low, 0, BAR_SIZE as u32],
+    )?;
     // Pin INTA#.
     fdt.property_u32("interrupts", 1)?;
     fdt.property_u32("ibm,req#msi-x", xics::MSIS_PER_SLOT.into())?;
     fdt.end_node(node)
+}
+
+/// The virtio device type (virtio 1.2, section 5).
+fn kind_id(kind: DeviceKind) -> u16 {
+    match kind {
+        DeviceKind::Net => 1,
+        DeviceKind::Block => 2,
+        DeviceKind::Console => 3,
+        DeviceKind::Entropy => 4,
+    }
 }
 
 fn kind_name(kind: DeviceKind) -> &'static str {

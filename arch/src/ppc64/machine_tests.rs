@@ -15,7 +15,7 @@ use crossvisor_vmm::resources::{ConsoleOutput, Resources};
 use crossvisor_vmm::vm::Vm;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::fdt::BUID;
+use super::fdt::{BUID, bar_address};
 use super::{Ppc64Machine, host, load, rtas, xics};
 
 fn config() -> VmConfig {
@@ -194,7 +194,10 @@ fn devices_are_found_and_get_messages_by_rtas() {
     let parameter = -3_i32 as u32;
     assert_eq!(results(0), [0, 0x1044_1af4]);
     assert_eq!(results(1), [0, 0x1044]);
-    assert_eq!(results(2), [0, (33_u64 << 40 >> 32) as u32]);
+    // Where the tree says that the BAR is.
+    let machine = Ppc64Machine::new(&config(), &host::typical()).unwrap();
+    let bar = bar_address(machine.plan().pci.as_ref().unwrap(), 1);
+    assert_eq!(results(2), [0, (bar >> 32) as u32]);
     assert_eq!(results(3), [0, u32::MAX]);
     // One queue, and configuration changes.
     assert_eq!(results(4), [0, 2, 1, 2]);

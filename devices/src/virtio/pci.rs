@@ -36,7 +36,8 @@ const BAR: u8 = 0;
 // Structures that an unprivileged program may be given (the doorbells, when a
 // driver in user space runs the device) share no page with those that it must
 // not touch (the MSI-X table), on guests with pages of up to 64 KiB.
-const BAR_SIZE: u64 = 0x4_0000;
+/// Size of the BAR in bytes.
+pub const BAR_SIZE: u64 = 0x4_0000;
 const COMMON: u64 = 0x0000;
 const ISR: u64 = 0x1000;
 const ISR_SIZE: u64 = 1;
@@ -325,7 +326,7 @@ impl Drop for VirtioPci {
 
 /// Base class and sub-class that a device of this type shows, as operating
 /// systems sort devices by it (PCI Code and ID Assignment Specification).
-fn class(device_type: u32) -> u32 {
+pub fn class(device_type: u32) -> u32 {
     match device_type {
         1 => 0x02_00_00,           // network: Ethernet
         2 | 8 => 0x01_00_00,       // block, SCSI host: mass storage, SCSI
