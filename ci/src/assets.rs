@@ -119,6 +119,7 @@ fn formats(
             ("gzip", Some(images::gzip)),
             ("zboot", Some(images::zboot)),
         ],
+        "ppc64le" => &[("vmlinux", None), ("vmlinux-gzip", Some(images::gzip))],
         _ => &[],
     };
     let folder = cache.folder("images")?;
