@@ -156,11 +156,16 @@ fn option_values(lab: &Lab) -> Result {
         run(&["--transport", "isa"]),
         &["--transport", "isa", "pci", "mmio"],
     )?;
-    refuses(
-        lab,
-        run(&["--transport", "ccw"]),
-        &["--transport", "ccw", "pci", "mmio"],
-    )?;
+    let has: &[&str] = match lab.is("ppc64le") {
+        true => &["--transport", "ccw", "pci"],
+        false => &["--transport", "ccw", "pci", "mmio"],
+    };
+    refuses(lab, run(&["--transport", "ccw"]), has)?;
+    // Nested KVM on POWER has radix trees only, other architectures no choice.
+    match lab.is("ppc64le") {
+        true => refuses(lab, run(&["--mmu", "hpt"]), &["--mmu", "hpt", "radix"])?,
+        false => refuses(lab, run(&["--mmu", "radix"]), &["--mmu", "radix"])?,
+    }
     refuses(
         lab,
         run(&["--console", "vga"]),

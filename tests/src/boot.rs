@@ -16,6 +16,10 @@ pub const TESTS: &[Test] = &[
     format("boot-image", aarch64, |lab| boots(lab, "image")),
     format("boot-gzip", aarch64, |lab| boots(lab, "gzip")),
     format("boot-zboot", aarch64, |lab| boots(lab, "zboot")),
+    format("boot-vmlinux", ppc64le, |lab| boots(lab, "vmlinux")),
+    format("boot-vmlinux-gzip", ppc64le, |lab| {
+        boots(lab, "vmlinux-gzip")
+    }),
     test("boot-host-kernel", 150, host_kernel),
     test("boot-own-initrd", 150, own_initrd).once(),
 ];
@@ -35,6 +39,10 @@ fn x86_64(machine: Machine<'_>) -> bool {
 
 fn aarch64(machine: Machine<'_>) -> bool {
     machine.arch() == "aarch64"
+}
+
+fn ppc64le(machine: Machine<'_>) -> bool {
+    machine.arch() == "ppc64le"
 }
 
 /// The stock kernel in one of its formats boots and is what it should be.
@@ -67,7 +75,8 @@ fn boots(lab: &Lab, format: &str) -> Result {
     // The user's words come last, after the defaults.
     let cmdline = value(&out, "cmdline")?;
     contains("/proc/cmdline", cmdline, " first.word=1 last.word=2")?;
-    contains("/proc/cmdline", cmdline, "console=ttyS0")?;
+    let console = format!("console={}", lab.console());
+    contains("/proc/cmdline", cmdline, &console)?;
     let seconds: u64 = value(&out, "seconds")?.parse().at("date +%s")?;
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -93,7 +102,7 @@ fn host_kernel(lab: &Lab) -> Result {
 
 /// An initrd of the user's, and a command line that is all the user's.
 fn own_initrd(lab: &Lab) -> Result {
-    let console = "console=ttyS0";
+    let console = format!("console={}", lab.console());
     let cmdline = format!("{console} quiet panic=-1 own.word=3");
     let script = "#!/bin/sh\nmount -t proc proc /proc\necho init is $$\n\
                   echo cmdline=$(cat /proc/cmdline)\npoweroff -f\n";

@@ -21,9 +21,10 @@ const SCRIPT: &str = "
 fn one(lab: &Lab) -> Result {
     let out = lab.run().exec_with_tool(SCRIPT).output()?.succeeds()?;
     look(&out, 1, "0")?;
-    let clock = match lab.is("x86_64") {
-        true => "kvm-clock",
-        false => "arch_sys_counter",
+    let clock = match lab.manifest.arch.as_str() {
+        "x86_64" => "kvm-clock",
+        "ppc64le" => "timebase",
+        _ => "arch_sys_counter",
     };
     equal("clock source", value(&out, "clock")?, clock)?;
     features(lab, value(&out, "flags")?)

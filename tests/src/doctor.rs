@@ -70,6 +70,13 @@ fn doctor(lab: &Lab) -> Result {
     let wanted: &[(&str, bool)] = match lab.manifest.machine.as_str() {
         "aarch64" | "aarch64-16k" => &[("gicv3", true), ("gicv3-its", true), ("gicv2", false)],
         "aarch64-gicv2" => &[("gicv3", false), ("gicv3-its", false), ("gicv2", true)],
+        "ppc64le" | "ppc64le-power10" | "ppc64le-64k" => &[
+            ("nested", true),
+            ("KVM_CAP_PPC_MMU_RADIX", true),
+            ("KVM_CAP_PPC_MMU_HASH_V3", false),
+            ("KVM_CAP_IRQ_XICS", true),
+            ("KVM_CAP_PPC_IRQ_XIVE", false),
+        ],
         _ => &[("KVM_CAP_IRQFD", true)],
     };
     for (name, there) in wanted {
@@ -90,7 +97,7 @@ fn plans(lab: &Lab) -> Result {
         return fail(format!("no names of architectures in `{errors}`"));
     };
     let names: Vec<&str> = names.split(", ").collect();
-    for wanted in ["x86_64", "aarch64"] {
+    for wanted in ["x86_64", "aarch64", "ppc64le"] {
         ensure(names.contains(&wanted), || {
             format!("{wanted} is not among {names:?}")
         })?;

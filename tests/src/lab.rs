@@ -72,6 +72,14 @@ impl Lab {
         })
     }
 
+    /// The machine's own console, as Linux guests call it.
+    pub fn console(&self) -> &'static str {
+        match self.manifest.arch.as_str() {
+            "ppc64le" => "hvc0",
+            _ => "ttyS0",
+        }
+    }
+
     /// Prepares for the next test: an empty folder, no transcripts.
     pub fn begin(&self) -> Result {
         self.end();

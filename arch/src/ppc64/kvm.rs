@@ -191,7 +191,7 @@ impl KvmMachine for Ppc64Machine {
 
     fn start_vcpu(
         &self,
-        vcpu: &VcpuFd,
+        vcpu: &mut VcpuFd,
         index: u32,
         registers: Option<&RegisterState>,
     ) -> Result<()> {
@@ -226,7 +226,7 @@ impl KvmMachine for Ppc64Machine {
             .map_err(|errno| Error::io("KVM_PPC_CONFIGURE_V3_MMU", errno))
     }
 
-    fn set_vcpu_registers(&self, vcpu: &VcpuFd, registers: &RegisterState) -> Result<()> {
+    fn set_vcpu_registers(&self, vcpu: &mut VcpuFd, registers: &RegisterState) -> Result<()> {
         for (name, value) in &registers.0 {
             match *name {
                 "lpcr" => set_lpcr(vcpu, *value)?,
