@@ -30,7 +30,7 @@ pub fn withdraw(_devices: &[DeviceFd], _id: u32) -> io::Result<()> {
 ///
 /// # Safety
 /// Nothing is asked of the caller here.
-pub unsafe fn psw<'a>(_run: *mut kvm_run, none: &'a mut [u64; 2]) -> &'a mut [u64; 2] {
+pub unsafe fn psw(_run: *mut kvm_run, none: &mut [u64; 2]) -> &mut [u64; 2] {
     none
 }
 
