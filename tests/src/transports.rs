@@ -26,7 +26,7 @@ pub const TESTS: &[Test] = &[
         controller(lab, "gicv2m", "GICv2m-PCI-MSIX", 4)
     }),
     irqchip("irqchip-gicv2", gicv2, |lab| {
-        controller(lab, "gicv2", "GICv2", 2)
+        controller(lab, "gicv2", "GIC-0", 2)
     }),
 ];
 
