@@ -98,9 +98,10 @@ pub fn run(cache: &Cache, selection: &Selection) -> Result<bool> {
                         continue;
                     }
                 };
-                for machine in Machine::all(Some(*target))
-                    .filter(|m| selection.machine.is_none_or(|only| only == *m))
-                {
+                for machine in Machine::all(Some(*target)).filter(|m| match selection.machine {
+                    Some(only) => only == *m,
+                    None => m.settled || selection.target.is_some(),
+                }) {
                     let tests = list(&lister, machine, selection.filters)?;
                     if !tests.is_empty() {
                         plans.push_back((machine, built.clone(), tests));
