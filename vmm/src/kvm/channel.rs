@@ -71,7 +71,7 @@ pub fn withdraw(devices: &[DeviceFd], id: u32) -> io::Result<()> {
 /// # Safety
 /// `run` is a vCPU's run page, and nothing else refers to its PSW for as long
 /// as the reference lives.
-pub unsafe fn psw<'a>(run: *mut kvm_run, _none: &'a mut [u64; 2]) -> &'a mut [u64; 2] {
+pub unsafe fn psw(run: *mut kvm_run, _none: &mut [u64; 2]) -> &mut [u64; 2] {
     // SAFETY: the address follows the mask, both doublewords (the KVM API's
     // layout, which the tests of `abi` check); the caller keeps others away.
     unsafe { &mut *(&raw mut (*run).psw_mask).cast::<[u64; 2]>() }
