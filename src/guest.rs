@@ -134,6 +134,7 @@ fn drivers(plan: &Plan) -> Vec<&'static str> {
             DeviceKind::Block => "virtio_blk",
             DeviceKind::Net => "virtio_net",
             DeviceKind::Entropy => "virtio_rng",
+            DeviceKind::PowerKey => "virtio_input",
         });
     }
     drivers.sort();

@@ -8,6 +8,7 @@ pub mod aarch64;
 mod initrd;
 pub mod ppc64;
 mod random;
+pub mod riscv64;
 pub mod s390x;
 mod shared;
 pub mod x86_64;
@@ -20,6 +21,7 @@ pub const ALL: &[&dyn Architecture] = &[
     &aarch64::Aarch64,
     &ppc64::Ppc64,
     &s390x::S390x,
+    &riscv64::Riscv64,
 ];
 
 /// The architecture called `name`, or one of its aliases.

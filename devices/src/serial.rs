@@ -160,6 +160,31 @@ impl Serial {
         self.output.flush(timeout)
     }
 
+    /// Prints past the registers: what firmware prints at the same line.
+    pub fn print(&self, bytes: &[u8]) {
+        self.output.push_all(bytes, PATIENCE);
+    }
+
+    /// Takes up to `most` bytes of the input past the registers: what firmware
+    /// reads from the same line.
+    pub fn take(&self, most: usize) -> Vec<u8> {
+        let mut state = self.lock();
+        let count = most.min(state.rx.len());
+        let bytes = state.rx.drain(..count).collect();
+        self.make_room(&mut state);
+        self.update_irq(&mut state);
+        bytes
+    }
+
+    /// Tells a pusher that found the input full when it no longer is.
+    fn make_room(&self, state: &mut State) {
+        if state.starved && state.rx.len() <= RX_CAPACITY / 2 {
+            state.starved = false;
+            // Fails only when the event is signalled already.
+            let _ = self.room.write(1);
+        }
+    }
+
     /// Bytes of output that the host did not take.
     pub fn lost(&self) -> u64 {
         self.output.lost()
@@ -194,11 +219,7 @@ impl Serial {
             IER if dlab => divisor_high,
             DATA => {
                 let byte = state.rx.pop_front().unwrap_or(0);
-                if state.starved && state.rx.len() <= RX_CAPACITY / 2 {
-                    state.starved = false;
-                    // Fails only when the event is signalled already.
-                    let _ = self.room.write(1);
-                }
+                self.make_room(state);
                 byte
             }
             IER => state.ier,

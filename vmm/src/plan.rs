@@ -71,6 +71,8 @@ pub enum DeviceKind {
     Net,
     /// virtio-rng.
     Entropy,
+    /// virtio-input with a power key, on machines without one of their own.
+    PowerKey,
 }
 
 /// Where a virtio device sits.

@@ -10,6 +10,7 @@ use crossvisor_devices::disk::{DiskOptions, RawDisk};
 use crossvisor_devices::tap::Tap;
 use crossvisor_devices::virtio::block::{Block, BlockOptions};
 use crossvisor_devices::virtio::console::{ConsoleOptions, Outputs};
+use crossvisor_devices::virtio::input::PowerKey;
 use crossvisor_devices::virtio::net::{Net, NetOptions, mac_for};
 use crossvisor_devices::virtio::rng::Rng;
 use crossvisor_devices::virtio::{self, VirtioDevice};
@@ -124,6 +125,8 @@ pub struct Made {
     pub console_input: Option<Arc<dyn ConsoleInput>>,
     /// Outputs that the end of the VM waits for.
     pub outputs: Option<Outputs>,
+    /// What presses the guest's power button, if the device has it.
+    pub power_button: Option<Box<dyn Fn() + Send + Sync>>,
 }
 
 impl Made {
@@ -132,6 +135,7 @@ impl Made {
             device: Box::new(device),
             console_input: None,
             outputs: None,
+            power_button: None,
         }
     }
 }
@@ -189,6 +193,7 @@ impl Resources {
             DeviceKind::Console => self.console(planned),
             DeviceKind::Net => self.net(planned),
             DeviceKind::Entropy => Ok(Made::new(Rng::new(&planned.name))),
+            DeviceKind::PowerKey => power_key(planned),
         }
     }
 
@@ -242,7 +247,7 @@ impl Resources {
             // A console's last lines are worth a moment only, but a command's
             // output is awaited as any program's in a pipeline.
             outputs: (!self.ports.is_empty()).then(|| console.outputs()),
-            device: Box::new(console),
+            ..Made::new(console)
         })
     }
 
@@ -251,6 +256,21 @@ impl Resources {
     fn queues(&self) -> u16 {
         u16::try_from(self.config.cpus).map_or(MAX_QUEUES, |cpus| cpus.clamp(1, MAX_QUEUES))
     }
+}
+
+fn power_key(planned: &Device) -> Result<Made> {
+    let failed = |source| Error::io(planned.name.clone(), source);
+    let device = PowerKey::new(&planned.name).map_err(failed)?;
+    let presser = device.presser().map_err(failed)?;
+    let press = move || {
+        if let Err(error) = presser.press() {
+            log::warn!("power key: {error}");
+        }
+    };
+    Ok(Made {
+        power_button: Some(Box::new(press)),
+        ..Made::new(device)
+    })
 }
 
 fn not_configured(planned: &Device) -> Error {

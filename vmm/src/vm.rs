@@ -223,6 +223,9 @@ fn place_virtio(
         if made.console_input.is_some() {
             wiring.console_input = made.console_input;
         }
+        if made.power_button.is_some() {
+            wiring.power_button = made.power_button;
+        }
         match planned.slot {
             Slot::Pci { device } => place_virtio_pci(wiring, plan, routes, made.device, device)?,
             Slot::Mmio { range, gsi } => {

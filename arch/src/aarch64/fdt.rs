@@ -30,6 +30,9 @@ const TIMER_PPIS: [u32; 4] = [13, 14, 11, 10];
 /// The PMU's private interrupt.
 pub const PMU_PPI: u32 = 7;
 
+/// KEY_POWER of Linux's input event codes.
+const KEY_POWER: u32 = 116;
+
 /// Clock of the PrimeCell peripherals, in Hz.
 const PERIPHERAL_CLOCK: u32 = 24_000_000;
 
@@ -235,7 +238,14 @@ fn peripherals(fdt: &mut FdtWriter, plan: &Plan) -> FdtWriterResult<()> {
         fdt.end_node(node)?;
         // The line, active high (GPIO_ACTIVE_HIGH).
         let line = [GPIO, POWER_KEY_LINE.into(), 0];
-        shared::power_key(fdt, |fdt| fdt.property_array_u32("gpios", &line))?;
+        let keys = fdt.begin_node("gpio-keys")?;
+        fdt.property_string("compatible", "gpio-keys")?;
+        let key = fdt.begin_node("poweroff")?;
+        fdt.property_string("label", "power key")?;
+        fdt.property_u32("linux,code", KEY_POWER)?;
+        fdt.property_array_u32("gpios", &line)?;
+        fdt.end_node(key)?;
+        fdt.end_node(keys)?;
     }
     Ok(())
 }

@@ -454,6 +454,7 @@ fn kind_id(kind: DeviceKind) -> u16 {
         DeviceKind::Block => 2,
         DeviceKind::Console => 3,
         DeviceKind::Entropy => 4,
+        DeviceKind::PowerKey => 18,
     }
 }
 
@@ -463,6 +464,7 @@ fn kind_name(kind: DeviceKind) -> &'static str {
         DeviceKind::Block => "scsi",
         DeviceKind::Net => "ethernet",
         DeviceKind::Entropy => "entropy-source",
+        DeviceKind::PowerKey => "keyboard",
     }
 }
 

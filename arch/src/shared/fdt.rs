@@ -9,9 +9,6 @@ use crossvisor_vmm::error::Error;
 use crossvisor_vmm::plan::{Pci, Plan, Range, Region, Slot};
 use vm_fdt::{FdtWriter, FdtWriterResult};
 
-/// KEY_POWER of Linux's input event codes.
-pub const KEY_POWER: u32 = 116;
-
 /// Clock of an 8250 in a PC, in Hz.
 const UART_CLOCK: u32 = 1_843_200;
 
@@ -85,22 +82,6 @@ pub fn uart(fdt: &mut FdtWriter, uart: &Region, edge: Specifier<'_>) -> FdtWrite
 /// The name of an 8250's node in the root.
 pub fn uart_name(uart: &Region) -> String {
     format!("serial@{:x}", uart.range.base)
-}
-
-/// A power key among the gpio-keys; `wire` writes the property that says how it
-/// is connected.
-pub fn power_key(
-    fdt: &mut FdtWriter,
-    wire: impl FnOnce(&mut FdtWriter) -> FdtWriterResult<()>,
-) -> FdtWriterResult<()> {
-    let keys = fdt.begin_node("gpio-keys")?;
-    fdt.property_string("compatible", "gpio-keys")?;
-    let key = fdt.begin_node("poweroff")?;
-    fdt.property_string("label", "power key")?;
-    fdt.property_u32("linux,code", KEY_POWER)?;
-    wire(fdt)?;
-    fdt.end_node(key)?;
-    fdt.end_node(keys)
 }
 
 /// The plan's virtio-mmio devices.

@@ -3,3 +3,5 @@
 pub mod fdt;
 pub mod image;
 pub mod layout;
+#[cfg(test)]
+pub mod testing;

@@ -2,8 +2,10 @@
 
 mod calendar;
 mod cmos;
+mod goldfish;
 mod pl031;
 
 pub use calendar::Calendar;
 pub use cmos::Cmos;
+pub use goldfish::Goldfish;
 pub use pl031::Pl031;

@@ -11,6 +11,7 @@ mod config;
 pub mod console;
 #[cfg(test)]
 mod doubles;
+pub mod input;
 pub mod interrupt;
 pub mod mmio;
 pub mod net;
