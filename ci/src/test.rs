@@ -68,8 +68,9 @@ pub fn run(cache: &Cache, selection: &Selection) -> Result<bool> {
     };
     let mut foreign = Vec::new();
     if here {
-        // They take a build each: of one architecture only when it is named.
-        let wanted = selection.filters.is_empty() || selection.target.is_some();
+        // They take a build each, and have not all been seen to pass in the
+        // emulators of user mode: only of an architecture that is named.
+        let wanted = selection.target.is_some();
         for (target, toolchain) in &toolchains {
             if wanted && *target != native {
                 let counts = foreign_units(cache, &mut table, target, toolchain, selection)?;
@@ -91,6 +92,15 @@ pub fn run(cache: &Cache, selection: &Selection) -> Result<bool> {
         Err(error) => fail_build(&mut table, native.arch, &error),
         Ok(lister) => {
             for (target, toolchain) in &toolchains {
+                let machines: Vec<_> = Machine::all(Some(*target))
+                    .filter(|m| match selection.machine {
+                        Some(only) => only == *m,
+                        None => m.settled || selection.target.is_some(),
+                    })
+                    .collect();
+                if machines.is_empty() {
+                    continue;
+                }
                 let built = match toolchain.build(&["crossvisor", "crossvisor-tests"]) {
                     Ok(built) => built,
                     Err(error) => {
@@ -98,10 +108,7 @@ pub fn run(cache: &Cache, selection: &Selection) -> Result<bool> {
                         continue;
                     }
                 };
-                for machine in Machine::all(Some(*target)).filter(|m| match selection.machine {
-                    Some(only) => only == *m,
-                    None => m.settled || selection.target.is_some(),
-                }) {
+                for machine in machines {
                     let tests = list(&lister, machine, selection.filters)?;
                     if !tests.is_empty() {
                         plans.push_back((machine, built.clone(), tests));
