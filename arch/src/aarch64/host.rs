@@ -3,8 +3,10 @@
 use crossvisor_vmm::arch::{Capability, Host};
 use crossvisor_vmm::error::{Error, Result};
 
-/// What to do with the value of a capability.
-type Effect = fn(i64) -> String;
+use crate::shared::{
+    self,
+    host::{Effect, choose},
+};
 
 /// What the machine uses, or would use: the KVM API's names for capabilities
 /// (section 4.4), `gic*` for devices that KVM_CREATE_DEVICE makes, `TGran*` for
@@ -104,13 +106,6 @@ const USES: &[(&str, Effect)] = &[
     ("TGran64", |value| granule(value, "64K")),
 ];
 
-fn choose(value: i64, there: &str, missing: &str) -> String {
-    match value {
-        0 => missing.into(),
-        _ => there.into(),
-    }
-}
-
 fn granule(value: i64, size: &str) -> String {
     choose(
         value,
@@ -121,15 +116,7 @@ fn granule(value: i64, size: &str) -> String {
 
 /// The list of capabilities, with the values that `value` gives.
 pub fn capabilities(value: impl Fn(&'static str) -> i64) -> Vec<Capability> {
-    let capability = |(name, effect): &(&'static str, Effect)| {
-        let value = value(name);
-        Capability {
-            name,
-            value,
-            effect: effect(value),
-        }
-    };
-    USES.iter().map(capability).collect()
+    shared::host::capabilities(USES, value)
 }
 
 /// Checks for what no machine can do without.

@@ -3,8 +3,10 @@
 use crossvisor_vmm::arch::{Capability, Host};
 use crossvisor_vmm::error::{Error, Result};
 
-/// What to do with the value of a capability.
-type Effect = fn(i64) -> String;
+use crate::shared::{
+    self,
+    host::{Effect, choose},
+};
 
 /// Processor version register of a POWER9, DD2.3, as QEMU emulates one.
 const PVR_POWER9: i64 = 0x4e_1203;
@@ -93,13 +95,6 @@ const USES: &[(&str, Effect)] = &[
     }),
 ];
 
-fn choose(value: i64, there: &str, missing: &str) -> String {
-    match value {
-        0 => missing.into(),
-        _ => there.into(),
-    }
-}
-
 fn needed(value: i64, there: &str) -> String {
     choose(value, there, "no machine can be built")
 }
@@ -114,15 +109,7 @@ fn page(value: i64, size: &str) -> String {
 
 /// The list of capabilities, with the values that `value` gives.
 pub fn capabilities(value: impl Fn(&'static str) -> i64) -> Vec<Capability> {
-    let capability = |(name, effect): &(&'static str, Effect)| {
-        let value = value(name);
-        Capability {
-            name,
-            value,
-            effect: effect(value),
-        }
-    };
-    USES.iter().map(capability).collect()
+    shared::host::capabilities(USES, value)
 }
 
 /// Checks for what no machine can do without.

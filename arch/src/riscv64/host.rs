@@ -4,9 +4,10 @@ use crossvisor_vmm::arch::{Capability, Host};
 use crossvisor_vmm::error::{Error, Result};
 
 use super::isa;
-
-/// What to do with the value of a capability.
-type Effect = fn(i64) -> String;
+use crate::shared::{
+    self,
+    host::{Effect, choose},
+};
 
 /// How many message numbers each vCPU's IMSIC has; 0 where KVM has no AIA.
 pub const AIA_IDS: &str = "aia-ids";
@@ -83,13 +84,6 @@ const USES: &[(&str, Effect)] = &[
     (IMP_ID, told),
 ];
 
-fn choose(value: i64, there: &str, missing: &str) -> String {
-    match value {
-        0 => missing.into(),
-        _ => there.into(),
-    }
-}
-
 fn block(value: i64) -> String {
     match value {
         0 => "guests have none of these instructions".into(),
@@ -119,19 +113,11 @@ pub fn mmu_type(mode: i64) -> Option<&'static str> {
 /// The list of capabilities, with the values that `value` gives. Extensions
 /// that are not there are left out: there are too many to tell of them.
 pub fn capabilities(value: impl Fn(&'static str) -> i64) -> Vec<Capability> {
-    let found = |name, effect: Effect| {
-        let value = value(name);
-        Capability {
-            name,
-            value,
-            effect: effect(value),
-        }
-    };
-    let uses = USES.iter().map(|(name, effect)| found(name, *effect));
-    let extensions = isa::EXTENSIONS.into_iter();
-    let extensions = extensions.map(|name| found(name, extension));
-    let there = extensions.filter(|capability| capability.value != 0);
-    uses.chain(there).collect()
+    let mut list = shared::host::capabilities(USES, &value);
+    let extensions = isa::EXTENSIONS.map(|name| (name, extension as Effect));
+    let extensions = shared::host::capabilities(&extensions, &value);
+    list.extend(extensions.into_iter().filter(|found| found.value != 0));
+    list
 }
 
 /// Checks for what no machine can do without.

@@ -3,11 +3,13 @@
 use crossvisor_vmm::arch::{Capability, Host};
 use crossvisor_vmm::error::{Error, Result};
 
+use crate::shared::{
+    self,
+    host::{Effect, choose},
+};
+
 /// Facilities, as KVM offers them to guests: a bit each, the first the leftmost.
 pub const FACILITIES: &str = "facilities";
-
-/// What to do with the value of a capability.
-type Effect = fn(i64) -> String;
 
 /// What the machine uses, or would use: the KVM API's names for capabilities
 /// (section 4.4), `sie` for KVM's being there at all, `pgste` for a VM's being
@@ -116,25 +118,10 @@ const USES: &[(&str, Effect)] = &[
     }),
 ];
 
-fn choose(value: i64, there: &str, missing: &str) -> String {
-    match value {
-        0 => missing.into(),
-        _ => there.into(),
-    }
-}
-
 /// The list of capabilities, with the values that `value` gives, and the
 /// facilities.
 pub fn capabilities(value: impl Fn(&'static str) -> i64, facilities: &[usize]) -> Vec<Capability> {
-    let capability = |(name, effect): &(&'static str, Effect)| {
-        let value = value(name);
-        Capability {
-            name,
-            value,
-            effect: effect(value),
-        }
-    };
-    let mut list: Vec<_> = USES.iter().map(capability).collect();
+    let mut list = shared::host::capabilities(USES, value);
     list.push(Capability {
         name: FACILITIES,
         value: facilities.len() as i64,

@@ -1,6 +1,7 @@
 //! What several architectures have in common and none of them owns.
 
 pub mod fdt;
+pub mod host;
 pub mod image;
 pub mod layout;
 #[cfg(test)]
