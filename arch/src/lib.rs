@@ -5,9 +5,7 @@
 //! host, except its `kvm.rs`.
 
 pub mod aarch64;
-mod initrd;
 pub mod ppc64;
-mod random;
 pub mod riscv64;
 pub mod s390x;
 mod shared;

@@ -16,8 +16,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::fdt::{self, Contents, Loading};
 use super::rtas;
-use crate::initrd::InitrdBytes;
-use crate::random;
+use crate::shared::initrd::InitrdBytes;
+use crate::shared::random;
 
 /// The largest page of a guest, in bytes.
 const PAGE: u64 = 64 << 10;

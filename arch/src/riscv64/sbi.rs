@@ -14,7 +14,7 @@ use crossvisor_vmm::arch::{ExitHandler, NoArchExits};
 use crossvisor_vmm::exit::{Action, ArchExit, RUN_UNION_SIZE};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryBackend};
 
-use crate::random;
+use crate::shared::random;
 
 /// KVM_EXIT_RISCV_SBI.
 const EXIT_SBI: u32 = 35;

@@ -11,7 +11,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::layout::SEGMENT;
 use super::registers::{PSW_ADDRESS, PSW_MASK};
-use crate::initrd::InitrdBytes;
+use crate::shared::initrd::InitrdBytes;
 
 /// Fields of the parameter area, from its start.
 const INITRD: u64 = 0x08;

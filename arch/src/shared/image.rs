@@ -11,8 +11,8 @@ use crossvisor_vmm::plan::Range;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::fdt::Loading;
-use crate::initrd::InitrdBytes;
-use crate::random;
+use super::initrd::InitrdBytes;
+use super::random;
 
 /// The largest device tree that such kernels map, in bytes; its place is
 /// aligned to as much, so that one block maps it.

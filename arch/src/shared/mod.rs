@@ -3,6 +3,8 @@
 pub mod fdt;
 pub mod host;
 pub mod image;
+pub mod initrd;
 pub mod layout;
+pub mod random;
 #[cfg(test)]
 pub mod testing;

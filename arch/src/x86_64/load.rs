@@ -9,16 +9,17 @@
 //!   point. Linux's `startup_64` takes the same state there as from its own
 //!   decompressor, which jumps to it in just this way.
 
+use crossvisor_boot::KernelImage;
 use crossvisor_boot::kernel::{BzImage, Elf, Format};
-use crossvisor_boot::{Initrd, KernelImage};
 use crossvisor_vmm::arch::RegisterState;
-use crossvisor_vmm::config::{self, BootImages};
+use crossvisor_vmm::config::BootImages;
 use crossvisor_vmm::error::{Error, Result};
 use crossvisor_vmm::plan::{Plan, Range};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::gdt;
 use super::layout;
+use crate::shared::initrd::InitrdBytes;
 
 const PAGE: u64 = 4096;
 
@@ -93,7 +94,10 @@ pub fn load(
     kernel
         .require(crossvisor_boot::Machine::X86_64)
         .map_err(boot)?;
-    let initrd = initrd(images)?;
+    let initrd = match &images.initrd {
+        Some(initrd) => InitrdBytes::open(initrd)?,
+        None => InitrdBytes::Built(&[]),
+    };
     load_images(plan, tables, &kernel, &initrd, memory)
 }
 
@@ -102,7 +106,7 @@ pub fn load_images(
     plan: &Plan,
     tables: &[super::acpi::Table],
     kernel: &KernelImage,
-    initrd: &Initrd,
+    initrd: &InitrdBytes<'_>,
     memory: &GuestMemoryMmap,
 ) -> Result<RegisterState> {
     let writer = Writer(memory);
@@ -133,15 +137,6 @@ pub fn load_images(
     }
 }
 
-/// The initrd of `images`; empty when there is none.
-fn initrd(images: &BootImages) -> Result<Initrd> {
-    match &images.initrd {
-        None => Ok(Initrd::new()),
-        Some(config::Initrd::File(path)) => Initrd::open(path).map_err(boot),
-        Some(config::Initrd::Built(bytes)) => Ok(Initrd::from_bytes(bytes.to_vec())),
-    }
-}
-
 fn boot(error: impl ToString) -> Error {
     Error::Boot(error.to_string())
 }
@@ -163,7 +158,7 @@ struct Boot<'a> {
     plan: &'a Plan,
     rsdp: u64,
     kernel: &'a KernelImage,
-    initrd: &'a Initrd,
+    initrd: &'a InitrdBytes<'a>,
     writer: Writer<'a>,
 }
 
@@ -306,9 +301,7 @@ impl Boot<'_> {
                 top >> 20,
             )));
         };
-        self.initrd
-            .load(self.writer.0, GuestAddress(place))
-            .map_err(boot)?;
+        self.initrd.load(self.writer.0, GuestAddress(place))?;
         Ok(Range::new(place, length))
     }
 

@@ -146,7 +146,7 @@ fn start(
     let machine = machine(memory, cmdline);
     let memory = ram(&machine);
     let kernel = KernelImage::from_bytes("vmlinuz", kernel).map_err(boot)?;
-    let initrd = Initrd::from_bytes(initrd);
+    let initrd = InitrdBytes::Built(&initrd);
     let tables = crate::x86_64::acpi::tables(machine.plan())?;
     let registers = load_images(machine.plan(), &tables, &kernel, &initrd, &memory)?;
     Ok(Booted { memory, registers })
@@ -399,7 +399,7 @@ fn hostile_headers_are_refused_or_fit() {
         let Ok(kernel) = KernelImage::from_bytes("k", bytes) else {
             return;
         };
-        let initrd = Initrd::from_bytes(vec![1; 100]);
+        let initrd = InitrdBytes::Built(&[1; 100]);
         if let Ok(registers) = load_images(machine.plan(), &tables, &kernel, &initrd, &memory) {
             let rip = registers.get("rip").unwrap();
             assert!(rip < 1 << 32, "{rip:#x}");
@@ -430,6 +430,13 @@ fn loading_clears_the_panic_flag() {
     assert!(machine.reset_is_panic(&memory, &[]));
     let kernel = KernelImage::from_bytes("k", bzimage()).unwrap();
     let tables = crate::x86_64::acpi::tables(machine.plan()).unwrap();
-    load_images(machine.plan(), &tables, &kernel, &Initrd::new(), &memory).unwrap();
+    load_images(
+        machine.plan(),
+        &tables,
+        &kernel,
+        &InitrdBytes::Built(&[]),
+        &memory,
+    )
+    .unwrap();
     assert!(!machine.reset_is_panic(&memory, &[]));
 }
