@@ -15,6 +15,7 @@ use vm_fdt::{FdtReserveEntry, FdtWriter, FdtWriterResult};
 use super::mmu::{self, Mmu};
 use super::xics::{self, Trigger};
 use super::{host, names, rtas};
+use crate::shared;
 
 /// Phandle of the interrupt presentation controller.
 const XICS: u32 = 1;
@@ -348,12 +349,6 @@ fn vdevice(fdt: &mut FdtWriter, console: Console) -> FdtWriterResult<()> {
     fdt.end_node(node)
 }
 
-// The first cell of a PCI address in `ranges` (IEEE 1275 PCI bus binding,
-// section 2.2.1.1): space code, and whether the window is for prefetchable
-// memory, as Linux wants one to be that is larger than 4 GiB.
-const PCI_MEMORY_32: u32 = 0x0200_0000;
-const PCI_MEMORY_64: u32 = 0x4300_0000;
-
 fn pci(fdt: &mut FdtWriter, pci: &Pci, devices: &[Device]) -> FdtWriterResult<()> {
     let slots: Vec<(u8, DeviceKind)> = devices
         .iter()
@@ -370,16 +365,7 @@ fn pci(fdt: &mut FdtWriter, pci: &Pci, devices: &[Device]) -> FdtWriterResult<()
     fdt.property_u32("#interrupt-cells", 1)?;
     fdt.property_array_u64("reg", &[BUID, 0])?;
     fdt.property_array_u32("bus-range", &[0, 0])?;
-    let windows = [(PCI_MEMORY_32, pci.mmio32), (PCI_MEMORY_64, pci.mmio64)];
-    let ranges: Vec<u32> = windows
-        .iter()
-        .flat_map(|(space, window)| {
-            let [bus, cpu, size] =
-                [window.bus_address, window.range.base, window.range.size].map(cells);
-            [*space, bus[0], bus[1], cpu[0], cpu[1], size[0], size[1]]
-        })
-        .collect();
-    fdt.property_array_u32("ranges", &ranges)?;
+    shared::fdt::pci_windows(fdt, pci)?;
     // Wires: device and pin swizzle, so four devices show all there is.
     let mut map = Vec::new();
     for device in 0..4 {
@@ -435,7 +421,7 @@ fn function(fdt: &mut FdtWriter, slot: u8, kind: DeviceKind, bar: u64) -> FdtWri
     fdt.property_u32("revision-id", 1)?;
     fdt.property_u32("class-code", class(kind_id(kind).into()))?;
     // Not relocatable, prefetchable, 64 bits wide; BAR 0.
-    let [high, low] = cells(bar);
+    let [high, low] = shared::fdt::cells(bar);
     let place = 0xc300_0000 | u32::from(slot) << 11 | 0x10;
     fdt.property_array_u32(
         "assigned-addresses",
@@ -466,8 +452,4 @@ fn kind_name(kind: DeviceKind) -> &'static str {
         DeviceKind::Entropy => "entropy-source",
         DeviceKind::PowerKey => "keyboard",
     }
-}
-
-fn cells(value: u64) -> [u32; 2] {
-    [(value >> 32) as u32, value as u32]
 }

@@ -144,16 +144,7 @@ pub fn pci(fdt: &mut FdtWriter, pci: &Pci, interrupts: &PciInterrupts<'_>) -> Fd
     fdt.property_array_u32("bus-range", &[0, last_bus])?;
     fdt.property_u32("linux,pci-domain", 0)?;
     fdt.property_null("dma-coherent")?;
-    let windows = [(PCI_MEMORY_32, pci.mmio32), (PCI_MEMORY_64, pci.mmio64)];
-    let ranges: Vec<u32> = windows
-        .iter()
-        .flat_map(|(space, window)| {
-            let [bus, cpu, size] =
-                [window.bus_address, window.range.base, window.range.size].map(cells);
-            [*space, bus[0], bus[1], cpu[0], cpu[1], size[0], size[1]]
-        })
-        .collect();
-    fdt.property_array_u32("ranges", &ranges)?;
+    pci_windows(fdt, pci)?;
     // Wires: device and pin swizzle, so four devices show all there is.
     let mut map = Vec::new();
     for device in 0..4 {
@@ -178,7 +169,22 @@ pub fn pci(fdt: &mut FdtWriter, pci: &Pci, interrupts: &PciInterrupts<'_>) -> Fd
     fdt.end_node(node)
 }
 
-fn cells(value: u64) -> [u32; 2] {
+/// The `ranges` property of a PCI root: its windows.
+pub fn pci_windows(fdt: &mut FdtWriter, pci: &Pci) -> FdtWriterResult<()> {
+    let windows = [(PCI_MEMORY_32, pci.mmio32), (PCI_MEMORY_64, pci.mmio64)];
+    let ranges: Vec<u32> = windows
+        .iter()
+        .flat_map(|(space, window)| {
+            let [bus, cpu, size] =
+                [window.bus_address, window.range.base, window.range.size].map(cells);
+            [*space, bus[0], bus[1], cpu[0], cpu[1], size[0], size[1]]
+        })
+        .collect();
+    fdt.property_array_u32("ranges", &ranges)
+}
+
+/// A number as two cells.
+pub fn cells(value: u64) -> [u32; 2] {
     [(value >> 32) as u32, value as u32]
 }
 
