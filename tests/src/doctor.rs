@@ -97,7 +97,7 @@ fn plans(lab: &Lab) -> Result {
         return fail(format!("no names of architectures in `{errors}`"));
     };
     let names: Vec<&str> = names.split(", ").collect();
-    for wanted in ["x86_64", "aarch64", "ppc64le"] {
+    for wanted in ["x86_64", "aarch64", "ppc64le", "s390x", "riscv64"] {
         ensure(names.contains(&wanted), || {
             format!("{wanted} is not among {names:?}")
         })?;
@@ -147,12 +147,15 @@ fn plan(lab: &Lab, arch: &str) -> Result {
     equal("memory", sizes.sum::<u64>(), 5 << 30)?;
     let devices = json["devices"].as_array().cloned().unwrap_or_default();
     equal("virtio devices", devices.len(), 3)?;
-    // Flattened device trees and ACPI tables are told by their first bytes.
+    // Flattened device trees and ACPI tables are told by their first bytes, an
+    // IPL parameter block by its length in them.
     let mut tables = 0;
     for entry in std::fs::read_dir(&folder).at(&folder)? {
         let path = entry.at(&folder)?.path();
         let bytes = std::fs::read(&path).at(text(&path))?;
+        let length = u32::try_from(bytes.len()).at("a table's length")?;
         let known = bytes.starts_with(&0xd00d_feed_u32.to_be_bytes())
+            || (arch == "s390x" && bytes.starts_with(&length.to_be_bytes()))
             || matches!(
                 bytes.get(..4),
                 Some(b"RSD " | b"XSDT" | b"FACP" | b"APIC" | b"DSDT" | b"MCFG" | b"SPCR" | b"GTDT")
