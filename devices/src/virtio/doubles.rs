@@ -9,7 +9,7 @@ use virtio_queue::QueueT;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{ActivateError, Activation, ActiveQueue, VirtioDevice, VirtioInterrupt};
+use super::{ActivateError, Activation, ActiveQueue, DriverLink, VirtioDevice};
 use crate::GuestMem;
 use crate::irq::{IrqLine, MsiMessage, MsiVectors};
 use crate::notify::{Doorbell, Doorbells};
@@ -50,7 +50,7 @@ pub(crate) struct DeviceState {
     pub(crate) rings: Mutex<Vec<[u64; 3]>>,
     /// Whether all of them have the event index in use.
     pub(crate) event_idx: AtomicBool,
-    pub(crate) interrupt: Mutex<Option<Arc<dyn VirtioInterrupt>>>,
+    pub(crate) link: Mutex<Option<Arc<DriverLink>>>,
     /// Demand that all queues be enabled.
     pub(crate) needs_all: AtomicBool,
 }
@@ -64,8 +64,8 @@ impl DeviceState {
         self.activations.load(Ordering::SeqCst)
     }
 
-    pub(crate) fn interrupt(&self) -> Arc<dyn VirtioInterrupt> {
-        self.interrupt.lock().unwrap().clone().unwrap()
+    pub(crate) fn link(&self) -> Arc<DriverLink> {
+        self.link.lock().unwrap().clone().unwrap()
     }
 }
 
@@ -166,7 +166,7 @@ impl VirtioDevice for MockDevice {
             .map(|q| &q.queue)
             .map(|q| [q.desc_table(), q.avail_ring(), q.used_ring()])
             .collect();
-        *self.state.interrupt.lock().unwrap() = Some(Arc::clone(&activation.interrupt));
+        *self.state.link.lock().unwrap() = Some(Arc::clone(&activation.link));
         self.queues = activation.queues;
         if self.busy {
             let stop = Arc::new(AtomicBool::new(false));
@@ -174,9 +174,9 @@ impl VirtioDevice for MockDevice {
             let worker = thread::spawn(move || {
                 while !stopped.load(Ordering::SeqCst) {
                     for queue in 0..3 {
-                        activation.interrupt.queue(queue).unwrap();
+                        activation.link.used(queue).unwrap();
                     }
-                    activation.interrupt.config().unwrap();
+                    activation.link.config_changed().unwrap();
                     thread::yield_now();
                 }
             });

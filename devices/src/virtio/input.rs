@@ -199,7 +199,7 @@ impl VirtioDevice for PowerKey {
         self.worker = Some(Worker::spawn(
             &self.name,
             activation.mem,
-            Arc::clone(&activation.interrupt),
+            &activation.link,
             activation.queues,
             handler,
         )?);
@@ -254,7 +254,7 @@ impl KeyHandler {
             }
             queue.complete(&mem, head, written as u32);
         }
-        queue.signal(&mem, &*context.interrupt);
+        queue.signal(&mem);
     }
 }
 
@@ -274,7 +274,7 @@ impl Handler for KeyHandler {
                 queue.listen(&mem);
                 self.deliver(context);
             }
-            Some(queue) => queue.serve(&mem, &*context.interrupt, |_, _| 0),
+            Some(queue) => queue.serve(&mem, |_, _| 0),
             None => {}
         }
     }

@@ -139,10 +139,10 @@ fn a_driver_starts_it_and_a_reset_stops_it() {
 fn interrupts_hold_the_line_until_they_are_acknowledged() {
     let rig = rig();
     rig.start();
-    let interrupt = rig.device.interrupt();
-    interrupt.queue(2).unwrap();
+    let link = rig.device.link();
+    link.used(2).unwrap();
     assert_eq!(rig.read(INTERRUPT_STATUS), 1);
-    interrupt.config().unwrap();
+    link.config_changed().unwrap();
     assert_eq!(rig.read(INTERRUPT_STATUS), 3);
     assert_eq!(
         rig.line.take(),
@@ -157,7 +157,7 @@ fn interrupts_hold_the_line_until_they_are_acknowledged() {
     assert_eq!(rig.line.take(), [false]);
     rig.write(INTERRUPT_ACK, 3);
     assert!(rig.line.take().is_empty());
-    interrupt.queue(0).unwrap();
+    link.used(0).unwrap();
     rig.write(STATUS, 0);
     assert_eq!(rig.line.take(), [true, false], "a reset acknowledges");
 }

@@ -24,6 +24,7 @@ pub mod worker;
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use thiserror::Error;
 use virtio_queue::Queue;
@@ -46,6 +47,59 @@ pub trait VirtioInterrupt: Send + Sync {
     fn config(&self) -> io::Result<()>;
 }
 
+/// What a device says to its driver.
+pub struct DriverLink {
+    interrupt: Arc<dyn VirtioInterrupt>,
+    needs_reset: AtomicBool,
+}
+
+impl DriverLink {
+    /// To the driver behind `interrupt`.
+    pub fn new(interrupt: Arc<dyn VirtioInterrupt>) -> Self {
+        Self {
+            interrupt,
+            needs_reset: AtomicBool::new(false),
+        }
+    }
+
+    /// Buffers of queue `index` have been used.
+    ///
+    /// # Errors
+    /// The interrupt could not be delivered.
+    pub fn used(&self, index: u16) -> io::Result<()> {
+        self.interrupt.queue(index)
+    }
+
+    /// The configuration space has changed.
+    ///
+    /// # Errors
+    /// The interrupt could not be delivered.
+    pub fn config_changed(&self) -> io::Result<()> {
+        self.interrupt.config()
+    }
+
+    /// The device has met an error that only a reset clears: its status says so
+    /// from here on, and the driver is interrupted for that (virtio 1.2,
+    /// section 2.1.2).
+    ///
+    /// # Errors
+    /// The interrupt could not be delivered; the status is as it should be.
+    pub fn set_needs_reset(&self) -> io::Result<()> {
+        match self.needs_reset.swap(true, Ordering::AcqRel) {
+            true => Ok(()),
+            false => self.interrupt.config(),
+        }
+    }
+
+    fn needs_reset(&self) -> bool {
+        self.needs_reset.load(Ordering::Acquire)
+    }
+
+    fn reset(&self) {
+        self.needs_reset.store(false, Ordering::Release);
+    }
+}
+
 /// A queue that the driver has set up and enabled.
 #[derive(Debug)]
 pub struct ActiveQueue {
@@ -65,8 +119,8 @@ pub struct Activation {
     /// The negotiated feature bits, a subset of what the device and its
     /// transport offered.
     pub features: u64,
-    /// How to interrupt the driver.
-    pub interrupt: Arc<dyn VirtioInterrupt>,
+    /// The way to the driver.
+    pub link: Arc<DriverLink>,
     /// The queues that the driver enabled, by rising index.
     pub queues: Vec<ActiveQueue>,
 }
@@ -110,6 +164,10 @@ pub trait VirtioDevice: Send {
     /// # Errors
     /// See [`ActivateError`]; the transport then sets DEVICE_NEEDS_RESET.
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
+
+    /// The driver has reset the device, which is not active: what a driver can
+    /// set is as it was at the start.
+    fn reset(&mut self) {}
 
     /// Stops the work and hands the queues back with their positions; when it
     /// returns, nothing of the device touches guest memory any more. Activating

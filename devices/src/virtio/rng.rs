@@ -1,7 +1,5 @@
 //! The entropy device (virtio 1.2, section 5.4).
 
-use std::sync::Arc;
-
 use rustix::rand::{GetRandomFlags, getrandom};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use vm_memory::GuestAddressSpace;
@@ -62,7 +60,7 @@ impl VirtioDevice for Rng {
         self.worker = Some(Worker::spawn(
             &self.name,
             activation.mem,
-            Arc::clone(&activation.interrupt),
+            &activation.link,
             activation.queues,
             RngHandler::default(),
         )?);
@@ -88,7 +86,7 @@ impl Handler for RngHandler {
         let Some(queue) = context.queues.get_mut(position) else {
             return;
         };
-        queue.serve(&mem, &*context.interrupt, |queue, chain| {
+        queue.serve(&mem, |queue, chain| {
             let mut buffers = BufferSet::new(&mem, &mut self.storage);
             match buffers.add(chain) {
                 Ok(chain) => fill(buffers.writable(chain.writable)),

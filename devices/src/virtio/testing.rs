@@ -12,7 +12,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{Activation, ActiveQueue, VirtioInterrupt};
+use super::{Activation, ActiveQueue, DriverLink, VirtioInterrupt};
 use crate::GuestMem;
 
 pub(crate) const NEXT: u16 = VRING_DESC_F_NEXT as u16;
@@ -34,11 +34,16 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Default)]
 pub(crate) struct CountedInterrupt {
     queues: [AtomicU32; 16],
+    config: AtomicU32,
 }
 
 impl CountedInterrupt {
     pub(crate) fn queue_count(&self, index: u16) -> u32 {
         self.queues[usize::from(index)].load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn config_count(&self) -> u32 {
+        self.config.load(Ordering::SeqCst)
     }
 }
 
@@ -49,6 +54,7 @@ impl VirtioInterrupt for CountedInterrupt {
     }
 
     fn config(&self) -> io::Result<()> {
+        self.config.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
 }
@@ -57,6 +63,8 @@ impl VirtioInterrupt for CountedInterrupt {
 pub(crate) struct Driver {
     pub(crate) mem: GuestMem,
     pub(crate) interrupt: Arc<CountedInterrupt>,
+    /// A device's way to this driver.
+    pub(crate) link: Arc<DriverLink>,
     pub(crate) queues: Vec<DriverQueue>,
 }
 
@@ -120,9 +128,11 @@ impl Driver {
                 seen: 0,
             })
             .collect();
+        let interrupt = Arc::<CountedInterrupt>::default();
         Self {
             mem,
-            interrupt: Arc::default(),
+            link: Arc::new(DriverLink::new(interrupt.clone())),
+            interrupt,
             queues,
         }
     }
@@ -131,7 +141,7 @@ impl Driver {
         Activation {
             mem: self.mem.clone(),
             features,
-            interrupt: self.interrupt.clone(),
+            link: self.link.clone(),
             queues: self.queues.iter().map(DriverQueue::active).collect(),
         }
     }

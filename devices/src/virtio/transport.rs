@@ -16,7 +16,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemory};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{Activation, ActiveQueue, VirtioDevice, VirtioInterrupt};
+use super::{Activation, ActiveQueue, DriverLink, VirtioDevice, VirtioInterrupt};
 use crate::GuestMem;
 
 /// Device status: the driver has noticed the device (section 2.1).
@@ -144,7 +144,7 @@ pub struct Transport {
     name: String,
     device_type: u32,
     mem: GuestMem,
-    interrupt: Arc<dyn VirtioInterrupt>,
+    link: Arc<DriverLink>,
     /// One per queue; the device is given a duplicate of each.
     events: Vec<EventFd>,
     state: Mutex<State>,
@@ -185,7 +185,7 @@ impl Transport {
             name: device.name().to_owned(),
             device_type: device.device_type(),
             mem,
-            interrupt,
+            link: Arc::new(DriverLink::new(interrupt)),
             events,
             state: Mutex::new(State {
                 device,
@@ -270,7 +270,7 @@ impl Transport {
 
     /// The device status byte.
     pub fn status(&self) -> u8 {
-        self.state().status
+        self.with_needs_reset(self.state().status)
     }
 
     /// The driver writes the device status byte: 0 resets, anything else adds
@@ -294,7 +294,8 @@ impl Transport {
             new &= !STATUS_FEATURES_OK;
         }
         let negotiated = (state.status | new) & STATUS_FEATURES_OK != 0;
-        let failed = (state.status | new) & (STATUS_FAILED | STATUS_NEEDS_RESET) != 0;
+        let before = self.with_needs_reset(state.status);
+        let failed = (before | new) & (STATUS_FAILED | STATUS_NEEDS_RESET) != 0;
         if new & STATUS_DRIVER_OK != 0 && (!negotiated || failed) {
             new &= !STATUS_DRIVER_OK;
         }
@@ -408,6 +409,9 @@ impl Transport {
     pub fn reset(&self) {
         let mut state = self.state();
         drop(state.device.deactivate());
+        state.device.reset();
+        // No worker is left that could set it again.
+        self.link.reset();
         state.run = Run::Idle;
         state.status = 0;
         state.driver_features = 0;
@@ -456,7 +460,7 @@ impl Transport {
             }
             let Some(queue) = config.rings(&*mem, event_idx) else {
                 log::warn!("{}: the driver's queue {index} is invalid", self.name);
-                return self.needs_reset(state);
+                return self.needs_reset();
             };
             match event.try_clone() {
                 Ok(notify) => active.push(ActiveQueue {
@@ -466,7 +470,7 @@ impl Transport {
                 }),
                 Err(error) => {
                     log::warn!("{}: cannot duplicate a queue event: {error}", self.name);
-                    return self.needs_reset(state);
+                    return self.needs_reset();
                 }
             }
         }
@@ -477,7 +481,7 @@ impl Transport {
         let activation = Activation {
             mem: self.mem.clone(),
             features: state.driver_features,
-            interrupt: Arc::clone(&self.interrupt),
+            link: Arc::clone(&self.link),
             queues,
         };
         match state.device.activate(activation) {
@@ -485,18 +489,21 @@ impl Transport {
             Err(error) => {
                 log::warn!("{}: {error}", self.name);
                 state.run = Run::Idle;
-                self.needs_reset(state);
+                self.needs_reset();
             }
         }
     }
 
-    fn needs_reset(&self, state: &mut State) {
-        state.status |= STATUS_NEEDS_RESET;
-        // Section 2.1.2: after DRIVER_OK the driver is told.
-        if state.status & STATUS_DRIVER_OK != 0
-            && let Err(error) = self.interrupt.config()
-        {
+    fn needs_reset(&self) {
+        if let Err(error) = self.link.set_needs_reset() {
             log::warn!("{}: cannot interrupt the driver: {error}", self.name);
+        }
+    }
+
+    fn with_needs_reset(&self, status: u8) -> u8 {
+        match self.link.needs_reset() {
+            true => status | STATUS_NEEDS_RESET,
+            false => status,
         }
     }
 }

@@ -85,6 +85,10 @@ impl Rig {
 
     fn refused(&self) {
         assert!(!self.device.is_active());
+        self.refused_to_go_on();
+    }
+
+    fn refused_to_go_on(&self) {
         assert_ne!(self.transport.status() & STATUS_NEEDS_RESET, 0);
         assert_eq!(self.interrupt.config.load(Ordering::SeqCst), 1);
     }
@@ -235,6 +239,21 @@ fn garbage_queues_end_in_needs_reset() {
         assert_eq!(t.status(), 0);
         rig.start();
     }
+}
+
+#[test]
+fn a_running_device_can_say_that_it_needs_a_reset() {
+    let rig = rig();
+    rig.start();
+    let link = rig.device.link();
+    for _ in 0..2 {
+        link.set_needs_reset().unwrap();
+        rig.refused_to_go_on();
+    }
+    rig.transport.reset();
+    assert_eq!(rig.transport.status(), 0);
+    rig.start();
+    assert_eq!(rig.transport.status() & STATUS_NEEDS_RESET, 0);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use virtio_queue::{DescriptorChain, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{ActiveQueue, VirtioInterrupt};
+use super::{ActiveQueue, DriverLink};
 use crate::{GuestMem, fd};
 
 /// Flags and index, in front of the elements of either ring.
@@ -47,8 +47,6 @@ pub trait Handler: Send + 'static {
 pub struct Context {
     /// Guest memory.
     pub mem: GuestMem,
-    /// How to interrupt the driver.
-    pub interrupt: Arc<dyn VirtioInterrupt>,
     /// The worker's queues.
     pub queues: Vec<WorkerQueue>,
     epoll: OwnedFd,
@@ -80,9 +78,11 @@ impl Context {
 /// A queue in the hands of its device.
 ///
 /// A ring that the driver broke beyond use (indices that jump, rings outside
-/// memory) is logged once and then ignored until the device is reset.
+/// memory) is logged once and then ignored until the device is reset, which
+/// DEVICE_NEEDS_RESET asks for.
 pub struct WorkerQueue {
     active: ActiveQueue,
+    link: Arc<DriverLink>,
     device: String,
     /// The used index when the driver was last interrupted, or not, for good
     /// reason.
@@ -94,8 +94,9 @@ pub struct WorkerQueue {
 }
 
 impl WorkerQueue {
-    fn new(device: &str, active: ActiveQueue) -> Self {
+    fn new(device: &str, active: ActiveQueue, link: Arc<DriverLink>) -> Self {
         Self {
+            link,
             signalled: active.queue.next_used(),
             active,
             device: device.to_owned(),
@@ -193,14 +194,13 @@ impl WorkerQueue {
 
     /// Interrupts the driver for what was completed, unless it does not want to
     /// know.
-    pub fn signal(&mut self, mem: &GuestMemoryMmap, interrupt: &dyn VirtioInterrupt) {
+    pub fn signal(&mut self, mem: &GuestMemoryMmap) {
         let unseen = self.active.queue.next_used() != self.signalled;
         if self.broken || !unseen || !self.wants_interrupt(mem) {
             return;
         }
-        if let Err(error) = interrupt.queue(self.active.index) {
-            self.complain(&format_args!("cannot interrupt the driver: {error}"));
-        }
+        let told = self.link.used(self.active.index);
+        self.check_told(told);
     }
 
     /// Whether the driver asked for an interrupt at what was used since the last
@@ -266,7 +266,6 @@ impl WorkerQueue {
     pub fn serve<'m>(
         &mut self,
         mem: &'m GuestMemoryMmap,
-        interrupt: &dyn VirtioInterrupt,
         mut serve: impl FnMut(&mut Self, DescriptorChain<&'m GuestMemoryMmap>) -> u32,
     ) {
         let mut budget = self.size();
@@ -276,7 +275,7 @@ impl WorkerQueue {
                 let head = chain.head_index();
                 let written = serve(self, chain);
                 self.complete(mem, head, written);
-                self.signal(mem, interrupt);
+                self.signal(mem);
                 budget -= 1;
                 if budget == 0 {
                     self.again();
@@ -300,6 +299,14 @@ impl WorkerQueue {
     fn fail(&mut self, problem: impl std::fmt::Display) {
         self.complain(&format_args!("{problem}; the queue stops until a reset"));
         self.broken = true;
+        let told = self.link.set_needs_reset();
+        self.check_told(told);
+    }
+
+    fn check_told(&mut self, told: io::Result<()>) {
+        if let Err(error) = told {
+            self.complain(&format_args!("cannot interrupt the driver: {error}"));
+        }
     }
 }
 
@@ -317,17 +324,16 @@ impl<H: Handler> Worker<H> {
     pub fn spawn(
         name: &str,
         mem: GuestMem,
-        interrupt: Arc<dyn VirtioInterrupt>,
+        link: &Arc<DriverLink>,
         queues: Vec<ActiveQueue>,
         mut handler: H,
     ) -> io::Result<Self> {
         let queues = queues
             .into_iter()
-            .map(|active| WorkerQueue::new(name, active))
+            .map(|active| WorkerQueue::new(name, active, Arc::clone(link)))
             .collect();
         let mut context = Context {
             mem,
-            interrupt,
             queues,
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
         };
@@ -424,7 +430,7 @@ mod tests {
         fn queue(&mut self, context: &mut Context, position: usize) {
             let mem = context.mem.memory();
             let queue = &mut context.queues[position];
-            queue.serve(&mem, &*context.interrupt, |_, _| 7);
+            queue.serve(&mem, |_, _| 7);
         }
 
         fn event(&mut self, _: &mut Context, _: u32) {}
@@ -434,8 +440,8 @@ mod tests {
 
     fn spawn(driver: &Driver) -> Worker<Echo> {
         let activation = driver.activation(0);
-        let interrupt = activation.interrupt;
-        Worker::spawn("echo", activation.mem, interrupt, activation.queues, Echo).unwrap()
+        let (mem, queues) = (activation.mem, activation.queues);
+        Worker::spawn("echo", mem, &activation.link, queues, Echo).unwrap()
     }
 
     /// Waits for used buffers as a driver does: by interrupts alone.
@@ -520,7 +526,7 @@ mod tests {
     fn chains_completed_together_wrap_around_the_ring() {
         let mut driver = Driver::new(&[4]);
         let mem = driver.mem.memory();
-        let mut queue = WorkerQueue::new("test", driver.queues[0].active());
+        let mut queue = WorkerQueue::new("test", driver.queues[0].active(), driver.link.clone());
         for round in 0..50u32 {
             let heads: Vec<u16> = (0..3)
                 .map(|_| driver.queues[0].add(&[out(BUFFERS, 1)]))
@@ -545,7 +551,7 @@ mod tests {
     fn what_is_put_back_comes_again() {
         let mut driver = Driver::new(&[4]);
         let mem = driver.mem.memory();
-        let mut queue = WorkerQueue::new("test", driver.queues[0].active());
+        let mut queue = WorkerQueue::new("test", driver.queues[0].active(), driver.link.clone());
         let heads = [0, 1].map(|_| driver.queues[0].add(&[out(BUFFERS, 1)]));
         for _ in 0..3 {
             for head in heads {
@@ -572,7 +578,7 @@ mod tests {
         bufs.push(into(BUFFERS + 0x9000, 10));
         driver.queues[0].add(&bufs);
         let mem = driver.mem.memory();
-        let mut queue = WorkerQueue::new("test", driver.queues[0].active());
+        let mut queue = WorkerQueue::new("test", driver.queues[0].active(), driver.link.clone());
         let mut storage = Storage::default();
         let mut set = BufferSet::new(&mem, &mut storage);
         let chain = set.add(queue.pop(&mem).unwrap()).unwrap();

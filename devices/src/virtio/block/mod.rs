@@ -181,7 +181,7 @@ impl VirtioDevice for Block {
             workers.push(Worker::spawn(
                 &format!("{}-q{}", self.name, queue.index),
                 activation.mem.clone(),
-                Arc::clone(&activation.interrupt),
+                &activation.link,
                 vec![queue],
                 handler,
             )?);
@@ -209,7 +209,7 @@ impl Handler for QueueHandler {
         let Some(queue) = context.queues.get_mut(position) else {
             return;
         };
-        queue.serve(&mem, &*context.interrupt, |queue, chain| {
+        queue.serve(&mem, |queue, chain| {
             let mut buffers = BufferSet::new(&mem, &mut self.storage);
             match buffers.add(chain) {
                 Ok(chain) => self.requests.serve(

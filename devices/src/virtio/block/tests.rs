@@ -97,6 +97,12 @@ impl Setup {
         data
     }
 
+    /// The driver has been told, once, that the device needs a reset.
+    fn assert_needs_reset(&self) {
+        assert!(self.driver.link.needs_reset());
+        assert_eq!(self.driver.interrupt.config_count(), 1);
+    }
+
     /// The device still does what it is for.
     fn assert_alive(&mut self) {
         assert_eq!(self.request(IN, 5, &[into(DATA, 512)]), (OK, 513));
@@ -353,12 +359,14 @@ fn an_index_that_jumps_or_a_head_outside_the_table_stops_the_queue() {
     s.assert_alive();
     s.driver.queues[0].jump(1 + 17);
     s.driver.queues[0].expect_silence();
+    s.assert_needs_reset();
 
     let mut s = Setup::new();
     s.driver.queues[0].publish(16);
     s.driver.queues[0].expect_silence();
     s.driver.queues[0].publish(u16::MAX);
     s.driver.queues[0].expect_silence();
+    s.assert_needs_reset();
     // A reset makes it work again.
     assert_eq!(s.block.deactivate().len(), 1);
     s.driver = Driver::new(&[16]);
@@ -403,6 +411,7 @@ fn rings_that_leave_memory_stop_the_queue_and_not_the_device() {
                 1,
                 "the worker is not caught in a loop"
             );
+            s.assert_needs_reset();
         }
     }
 }

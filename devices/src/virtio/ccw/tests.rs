@@ -253,10 +253,10 @@ fn classic_indicators_count_from_the_right() {
     s.done(SET_IND, &0x8000_u64.to_be_bytes());
     s.done(SET_CONF_IND, &0x8008_u64.to_be_bytes());
     s.done(WRITE_STATUS, &[15]);
-    let interrupt = s.state.interrupt();
+    let link = s.state.link();
     let before = *s.interrupts.subchannel.lock().unwrap();
-    interrupt.queue(1).unwrap();
-    interrupt.queue(9).unwrap();
+    link.used(1).unwrap();
+    link.used(9).unwrap();
     assert_eq!((s.byte(0x8007), s.byte(0x8006)), (2, 2));
     // One status is pending, and so one interrupt.
     assert_eq!(*s.interrupts.subchannel.lock().unwrap(), before + 1);
@@ -264,7 +264,7 @@ fn classic_indicators_count_from_the_right() {
     let control = half(&irb.unwrap().bytes(), 2);
     assert_eq!(control, status::ALERT | status::PENDING);
     s.css.accept_status(ID);
-    interrupt.config().unwrap();
+    link.config_changed().unwrap();
     assert_eq!(s.byte(0x800f), 1);
     assert_eq!(*s.interrupts.subchannel.lock().unwrap(), before + 2);
 }
@@ -281,19 +281,19 @@ fn adapter_indicators_count_from_the_left() {
     s.rejected(SET_IND_ADAPTER, &adapter(0x8000, 0x8100, 9, 8));
     s.done(SET_IND_ADAPTER, &adapter(0x8000, 0x8100, 9, 3));
     s.done(WRITE_STATUS, &[15]);
-    let interrupt = s.state.interrupt();
-    interrupt.queue(0).unwrap();
-    interrupt.queue(7).unwrap();
+    let link = s.state.link();
+    link.used(0).unwrap();
+    link.used(7).unwrap();
     assert_eq!((s.byte(0x8101), s.byte(0x8102)), (0x40, 0x80));
     assert_eq!(s.byte(0x8000), 1);
     // The summary was set when the second came.
     assert_eq!(*s.interrupts.adapter.lock().unwrap(), [3]);
     // Bits beyond memory are an error of the delivery, nothing more.
     s.done(SET_IND_ADAPTER, &adapter(0x8000, 1 << 40, 9, 3));
-    assert!(interrupt.queue(0).is_err());
+    assert!(link.used(0).is_err());
     // Given up.
     s.done(SET_IND_ADAPTER, &adapter(0, 0, 0, 0));
-    interrupt.queue(0).unwrap();
+    link.used(0).unwrap();
 }
 
 #[test]
@@ -306,7 +306,7 @@ fn adapter_vectors_take_over_where_there_are_some() {
     let first = vectors.routes.lock().unwrap()[1].unwrap();
     assert_eq!((first.bit, first.address, first.subclass), (10, 0x8100, 3));
     s.done(WRITE_STATUS, &[15]);
-    s.state.interrupt().queue(1).unwrap();
+    s.state.link().used(1).unwrap();
     assert_eq!(*vectors.raised.lock().unwrap(), [1]);
     assert_eq!(s.byte(0x8000), 0, "the vector sets the bits");
     s.done(VDEV_RESET, &[]);
@@ -314,7 +314,7 @@ fn adapter_vectors_take_over_where_there_are_some() {
     // Where routes cannot be had, the thread sets the bits.
     vectors.refuse.store(true, Ordering::Relaxed);
     s.done(SET_IND_ADAPTER, &adapter(0x8000, 0x8100, 9, 3));
-    s.state.interrupt().queue(0).unwrap();
+    s.state.link().used(0).unwrap();
     assert_eq!(s.byte(0x8000), 1);
 }
 

@@ -174,7 +174,7 @@ impl PortsHandler {
                         if sent < len {
                             state.sent += sent;
                             queue.put_back(1);
-                            queue.signal(&mem, &*context.interrupt);
+                            queue.signal(&mem);
                             if sent == budget {
                                 queue.again();
                             }
@@ -188,12 +188,12 @@ impl PortsHandler {
                 state.sent = 0;
                 queue.complete(&mem, head, 0);
                 if budget == 0 {
-                    queue.signal(&mem, &*context.interrupt);
+                    queue.signal(&mem);
                     queue.again();
                     return;
                 }
             }
-            queue.signal(&mem, &*context.interrupt);
+            queue.signal(&mem);
             if !queue.listen(&mem) {
                 state.left = false;
                 return;
@@ -253,12 +253,12 @@ impl PortsHandler {
             if let HostInput::Console(input) = &host.input
                 && input.is_empty()
             {
-                queue.signal(&mem, &*context.interrupt);
+                queue.signal(&mem);
                 return true;
             }
             queue.ignore(&mem);
             let Some(chain) = queue.pop(&mem) else {
-                queue.signal(&mem, &*context.interrupt);
+                queue.signal(&mem);
                 if queue.listen(&mem) {
                     continue;
                 }
@@ -289,19 +289,19 @@ impl PortsHandler {
                 }
                 Read::NotReady => {
                     queue.put_back(1);
-                    queue.signal(&mem, &*context.interrupt);
+                    queue.signal(&mem);
                     return true;
                 }
                 Read::End => {
                     queue.put_back(1);
-                    queue.signal(&mem, &*context.interrupt);
+                    queue.signal(&mem);
                     state.ended = true;
                     state.due.open = Some(false);
                     return false;
                 }
             }
             if budget == 0 {
-                queue.signal(&mem, &*context.interrupt);
+                queue.signal(&mem);
                 queue.again();
                 return true;
             }
@@ -322,13 +322,13 @@ impl PortsHandler {
         for (id, (state, host)) in (0..).zip(self.states.iter_mut().zip(self.ports.iter())) {
             while state.due != Due::default() {
                 if budget == 0 {
-                    queue.signal(&mem, &*context.interrupt);
+                    queue.signal(&mem);
                     queue.again();
                     return;
                 }
                 budget -= 1;
                 let Some((head, chain)) = next_writable(&mem, queue) else {
-                    queue.signal(&mem, &*context.interrupt);
+                    queue.signal(&mem);
                     return;
                 };
                 let mut buffers = BufferSet::new(&mem, &mut self.storage);
@@ -342,7 +342,7 @@ impl PortsHandler {
                 queue.complete(&mem, head, written as u32);
             }
         }
-        queue.signal(&mem, &*context.interrupt);
+        queue.signal(&mem);
     }
 
     /// Does what the driver says.
@@ -353,7 +353,7 @@ impl PortsHandler {
             return;
         };
         let mut storage = std::mem::take(&mut self.storage);
-        queue.serve(&mem, &*context.interrupt, |queue, chain| {
+        queue.serve(&mem, |queue, chain| {
             let mut buffers = BufferSet::new(&mem, &mut storage);
             match buffers.add(chain) {
                 Ok(chain) => {

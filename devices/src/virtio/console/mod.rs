@@ -158,7 +158,7 @@ impl VirtioDevice for Console {
         self.worker = Some(Worker::spawn(
             &self.name,
             activation.mem,
-            activation.interrupt,
+            &activation.link,
             activation.queues,
             handler,
         )?);

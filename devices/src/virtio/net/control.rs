@@ -60,7 +60,7 @@ impl Handler for ControlHandler {
         let Some(queue) = context.queues.get_mut(position) else {
             return;
         };
-        queue.serve(&mem, &*context.interrupt, |queue, chain| {
+        queue.serve(&mem, |queue, chain| {
             let mut buffers = BufferSet::new(&mem, &mut self.storage);
             let chain = match buffers.add(chain) {
                 Ok(chain) => chain,

@@ -149,7 +149,7 @@ impl Net {
         Worker::spawn(
             &format!("{}-ctrl", self.name),
             activation.mem.clone(),
-            Arc::clone(&activation.interrupt),
+            &activation.link,
             vec![queue],
             ControlHandler::new(Arc::clone(&self.backend)),
         )
@@ -235,7 +235,7 @@ impl VirtioDevice for Net {
             workers.push(Worker::spawn(
                 &format!("{}-q{pair}", self.name),
                 activation.mem.clone(),
-                Arc::clone(&activation.interrupt),
+                &activation.link,
                 of_pair,
                 PairHandler::new(
                     Arc::clone(&self.backend),

@@ -133,7 +133,7 @@ impl PairHandler {
         // A queue has at most 32768 chains.
         queue.put_back(self.taken.len() as u16);
         self.taken.clear();
-        queue.signal(&mem, &*context.interrupt);
+        queue.signal(&mem);
         self.starved = matches!(end, End::Starved);
         if let End::Failed(error) = end {
             log::warn!(
@@ -332,7 +332,7 @@ impl PairHandler {
         ) else {
             return;
         };
-        queue.serve(&mem, &*context.interrupt, |queue, chain| {
+        queue.serve(&mem, |queue, chain| {
             let mut buffers = BufferSet::new(&mem, &mut self.storage);
             match buffers.add(chain) {
                 Ok(chain) => {

@@ -48,8 +48,8 @@ impl Pair {
     fn start(&mut self, mergeable: bool, max_frame: usize, queues: Vec<ActiveQueue>) {
         let handler = PairHandler::new(Arc::clone(&self.backend), 0, mergeable, max_frame);
         let mem = self.driver.mem.clone();
-        let interrupt = self.driver.interrupt.clone();
-        self.worker = Some(Worker::spawn("net0-q0", mem, interrupt, queues, handler).unwrap());
+        let link = &self.driver.link;
+        self.worker = Some(Worker::spawn("net0-q0", mem, link, queues, handler).unwrap());
     }
 
     fn packet(len: usize, seed: u8) -> Vec<u8> {

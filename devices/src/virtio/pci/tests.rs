@@ -276,10 +276,10 @@ fn a_driver_starts_it_with_msix() {
         *rig.device.rings.lock().unwrap(),
         bases.map(|base| [base, base + 0x1000, base + 0x2000])
     );
-    let interrupt = rig.device.interrupt();
-    interrupt.queue(0).unwrap();
-    interrupt.queue(2).unwrap();
-    interrupt.config().unwrap();
+    let link = rig.device.link();
+    link.used(0).unwrap();
+    link.used(2).unwrap();
+    link.config_changed().unwrap();
     assert_eq!(rig.vectors.take_raised(), [1, 3, 0]);
     assert!(rig.line.take().is_empty(), "the wire is not used");
     assert_eq!(rig.get8(ISR), ISR_CONFIG_BIT, "no queue bit with MSI-X");
@@ -295,8 +295,8 @@ fn masked_vectors_are_pending_until_unmasked() {
     rig.enable_msix();
     rig.program_vector(1, true);
     rig.start(true);
-    let interrupt = rig.device.interrupt();
-    interrupt.queue(0).unwrap();
+    let link = rig.device.link();
+    link.used(0).unwrap();
     assert!(rig.vectors.take_raised().is_empty());
     assert_eq!(rig.get32(PENDING), 0b10);
     rig.program_vector(1, false);
@@ -320,9 +320,9 @@ fn vectors_that_are_not_there_become_none() {
         assert_eq!(rig.get16(0x1a), 0xffff);
     }
     // Queue 2 was the selected one.
-    let interrupt = rig.device.interrupt();
-    interrupt.queue(2).unwrap();
-    interrupt.config().unwrap();
+    let link = rig.device.link();
+    link.used(2).unwrap();
+    link.config_changed().unwrap();
     assert!(rig.vectors.take_raised().is_empty());
     assert!(rig.line.take().is_empty());
     assert_eq!(rig.get32(PENDING), 0);
@@ -340,19 +340,19 @@ fn without_msix_the_wire_is_level_and_read_clears() {
     rig.start(false);
     rig.write_bar(0x10, &0_u16.to_le_bytes());
     assert_eq!(rig.get16(0x10), 0xffff, "there are no vectors");
-    let interrupt = rig.device.interrupt();
+    let link = rig.device.link();
     assert_eq!(rig.config::<1>(6), [0x10]);
-    interrupt.queue(1).unwrap();
+    link.used(1).unwrap();
     assert_eq!(rig.config::<1>(6), [0x18], "interrupt status");
     assert_eq!(rig.config32(4) >> 16, 0x18, "as part of a dword too");
-    interrupt.config().unwrap();
+    link.config_changed().unwrap();
     assert_eq!(rig.line.take(), [true, true]);
     assert_eq!(rig.get8(ISR), 3);
     assert_eq!(rig.line.take(), [false]);
     assert_eq!(rig.get8(ISR), 0);
     assert_eq!(rig.config::<1>(6), [0x10]);
     assert!(rig.line.take().is_empty());
-    interrupt.queue(0).unwrap();
+    link.used(0).unwrap();
     rig.write_bar(0x14, &[0]);
     assert_eq!(rig.line.take(), [true, false], "a reset acknowledges");
     assert_eq!(rig.get8(ISR), 0);
@@ -363,18 +363,18 @@ fn the_wire_obeys_interrupt_disable_and_msix() {
     let rig = rig();
     rig.enable();
     rig.start(false);
-    let interrupt = rig.device.interrupt();
-    interrupt.queue(0).unwrap();
+    let link = rig.device.link();
+    link.used(0).unwrap();
     rig.set_config(5, &[0x04]);
     assert_eq!(rig.line.take(), [true, false]);
-    interrupt.queue(0).unwrap();
+    link.used(0).unwrap();
     assert!(rig.line.take().is_empty());
     assert_eq!(rig.config::<1>(6), [0x18], "pending nevertheless");
     rig.set_config(5, &[0x00]);
     assert_eq!(rig.line.take(), [true]);
     rig.enable_msix();
     assert_eq!(rig.line.take(), [false]);
-    interrupt.queue(0).unwrap();
+    link.used(0).unwrap();
     assert!(rig.line.take().is_empty());
     assert!(rig.vectors.take_raised().is_empty(), "no vector is bound");
 }
@@ -623,9 +623,9 @@ fn random_accesses_do_no_harm() {
             _ => rig.write_bar(offset, bytes),
         }
         if rig.device.is_active() {
-            let interrupt = rig.device.interrupt();
-            interrupt.queue(random.below(3) as u16).unwrap();
-            interrupt.config().unwrap();
+            let link = rig.device.link();
+            link.used(random.below(3) as u16).unwrap();
+            link.config_changed().unwrap();
         }
         if random.below(1000) == 0 {
             rig.root.reset();
