@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crossvisor_boot::initramfs::{Builder, InitConfig, Io, ModuleTree};
 use crossvisor_boot::{KernelImage, host};
 use crossvisor_vmm::config::Initrd;
-use crossvisor_vmm::plan::{DeviceKind, Plan, Slot};
+use crossvisor_vmm::plan::{DeviceKind, Plan};
 
 use crate::args::RunArgs;
 use crate::exec;
@@ -45,7 +45,7 @@ pub fn initramfs(args: &RunArgs, kernel: &Path, plan: &Plan) -> Result<Built, St
     });
     if let Some(modules) = modules {
         builder
-            .modules(&modules, &drivers(plan))
+            .modules(&modules, &Vec::from_iter(plan.drivers()))
             .map_err(|error| text(&error))?;
         let mut wanted = plan.guest_modules.clone();
         if plan
@@ -118,28 +118,6 @@ fn modules(args: &RunArgs, kernel: &Path) -> Result<Option<ModuleTree>, String> 
     Ok(image
         .release()
         .and_then(|release| ModuleTree::open(format!("/lib/modules/{release}"), None).ok()))
-}
-
-/// The drivers of the plan's virtio devices.
-fn drivers(plan: &Plan) -> Vec<&'static str> {
-    let mut drivers = Vec::new();
-    for device in &plan.devices {
-        drivers.push(match device.slot {
-            Slot::Pci { .. } => "virtio_pci",
-            Slot::Mmio { .. } => "virtio_mmio",
-            Slot::Ccw { .. } => "virtio_ccw",
-        });
-        drivers.push(match device.kind {
-            DeviceKind::Console => "virtio_console",
-            DeviceKind::Block => "virtio_blk",
-            DeviceKind::Net => "virtio_net",
-            DeviceKind::Entropy => "virtio_rng",
-            DeviceKind::PowerKey => "virtio_input",
-        });
-    }
-    drivers.sort();
-    drivers.dedup();
-    drivers
 }
 
 #[cfg(test)]

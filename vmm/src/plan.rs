@@ -1,6 +1,7 @@
 //! A plan: the machine that would be built, as data. It can be printed, tested
 //! and compared on any host, for any architecture.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use crossvisor_devices::pci::intx_gsi_index;
@@ -75,6 +76,30 @@ pub enum DeviceKind {
     PowerKey,
 }
 
+impl DeviceKind {
+    /// The device type (virtio 1.2, section 5).
+    pub const fn device_type(self) -> u16 {
+        match self {
+            DeviceKind::Net => 1,
+            DeviceKind::Block => 2,
+            DeviceKind::Console => 3,
+            DeviceKind::Entropy => 4,
+            DeviceKind::PowerKey => 18,
+        }
+    }
+
+    /// Linux's module with the device's driver.
+    pub const fn driver(self) -> &'static str {
+        match self {
+            DeviceKind::Console => "virtio_console",
+            DeviceKind::Block => "virtio_blk",
+            DeviceKind::Net => "virtio_net",
+            DeviceKind::Entropy => "virtio_rng",
+            DeviceKind::PowerKey => "virtio_input",
+        }
+    }
+}
+
 /// Where a virtio device sits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -96,6 +121,17 @@ pub enum Slot {
         /// Device number.
         devno: u16,
     },
+}
+
+impl Slot {
+    /// Linux's module with the transport's driver.
+    pub const fn driver(&self) -> &'static str {
+        match self {
+            Slot::Pci { .. } => "virtio_pci",
+            Slot::Mmio { .. } => "virtio_mmio",
+            Slot::Ccw { .. } => "virtio_ccw",
+        }
+    }
 }
 
 impl fmt::Display for Slot {
@@ -193,6 +229,13 @@ impl Plan {
     /// The region called `name`.
     pub fn region(&self, name: &str) -> Option<&Region> {
         self.regions.iter().find(|region| region.name == name)
+    }
+
+    /// Linux's modules with the drivers of the virtio devices and of their
+    /// transports.
+    pub fn drivers(&self) -> BTreeSet<&'static str> {
+        let of = |device: &Device| [device.slot.driver(), device.kind.driver()];
+        self.devices.iter().flat_map(of).collect()
     }
 
     /// Checks what every plan must keep: nothing overlaps, everything is

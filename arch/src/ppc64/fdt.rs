@@ -415,11 +415,11 @@ fn function(fdt: &mut FdtWriter, slot: u8, kind: DeviceKind, bar: u64) -> FdtWri
     fdt.property_array_u32("reg", &[u32::from(slot) << 11, 0, 0, 0, 0])?;
     fdt.property_u32("#address-cells", 3)?;
     fdt.property_u32("#size-cells", 2)?;
-    let device = DEVICE_BASE + kind_id(kind);
+    let device = DEVICE_BASE + kind.device_type();
     fdt.property_u32("vendor-id", VENDOR.into())?;
     fdt.property_u32("device-id", device.into())?;
     fdt.property_u32("revision-id", 1)?;
-    fdt.property_u32("class-code", class(kind_id(kind).into()))?;
+    fdt.property_u32("class-code", class(kind.device_type().into()))?;
     // Not relocatable, prefetchable, 64 bits wide; BAR 0.
     let [high, low] = shared::fdt::cells(bar);
     let place = 0xc300_0000 | u32::from(slot) << 11 | 0x10;
@@ -433,23 +433,13 @@ fn function(fdt: &mut FdtWriter, slot: u8, kind: DeviceKind, bar: u64) -> FdtWri
     fdt.end_node(node)
 }
 
-/// The virtio device type (virtio 1.2, section 5).
-fn kind_id(kind: DeviceKind) -> u16 {
-    match kind {
-        DeviceKind::Net => 1,
-        DeviceKind::Block => 2,
-        DeviceKind::Console => 3,
-        DeviceKind::Entropy => 4,
-        DeviceKind::PowerKey => 18,
-    }
-}
-
+/// What PAPR firmware calls a device of its class.
 fn kind_name(kind: DeviceKind) -> &'static str {
     match kind {
         DeviceKind::Console => "communication-controller",
         DeviceKind::Block => "scsi",
         DeviceKind::Net => "ethernet",
         DeviceKind::Entropy => "entropy-source",
-        DeviceKind::PowerKey => "keyboard",
+        _ => "unknown",
     }
 }
