@@ -101,6 +101,7 @@ pub fn plan(config: &VmConfig, host: &Host, irqchip: Irqchip) -> Result<Plan> {
             format!("{} vCPUs: this host serves 1 to {most}", config.cpus),
         ));
     }
+    plan::one_mmu(config)?;
     let bits = SPACE.bits(config.memory, host)?;
     let transport = plan::transport(config, Transport::Pci, &[Transport::Pci, Transport::Mmio])?;
     let mut pci_slots = PciSlots::default();

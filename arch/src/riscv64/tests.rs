@@ -79,6 +79,12 @@ fn what_does_not_fit_is_refused() {
         assert!(error.to_string().starts_with("--memory: "), "{error}");
     }
     let config = VmConfig {
+        mmu: Some("sv39".into()),
+        ..VmConfig::default()
+    };
+    let error = Riscv64Machine::new(&config, &host::typical()).unwrap_err();
+    assert!(error.to_string().starts_with("--mmu: `sv39`"), "{error}");
+    let config = VmConfig {
         cmdline: "x".repeat(1024),
         ..VmConfig::default()
     };
