@@ -11,6 +11,7 @@ use crate::error::{AtPath, Result};
 use crate::images;
 use crate::kernels::Kernel;
 use crate::l1::{Initramfs, Parts};
+use crate::targets::Target;
 
 /// The folder of the tests in a lab machine.
 pub const TESTS: &str = "/tests";
@@ -55,7 +56,7 @@ pub fn add(
     let guest = &parts.guest_kernel;
     let (kernel, modules) = guest_kernel(parts, initramfs)?;
     let mut kernel_formats = BTreeMap::new();
-    for (format, image) in formats(cache, guest, parts.machine.arch)? {
+    for (format, image) in formats(cache, guest, parts.machine.target()?)? {
         let path = match image {
             None => kernel.clone(),
             Some(file) => {
@@ -102,31 +103,18 @@ pub fn guest_kernel(parts: &Parts, initramfs: &mut Initramfs) -> Result<(String,
     Ok((kernel, modules))
 }
 
-/// One way to convert a packaged image into another format.
-type Convert = fn(&[u8]) -> Result<Vec<u8>>;
-
 /// The formats in which an architecture's guests boot, and the file of each;
 /// none where the packaged image is of that format.
 fn formats(
     cache: &Cache,
     kernel: &Kernel,
-    arch: &str,
+    target: &Target,
 ) -> Result<Vec<(&'static str, Option<PathBuf>)>> {
-    let conversions: &[(&'static str, Option<Convert>)] = match arch {
-        "x86_64" => &[("bzimage", None), ("elf", Some(images::vmlinux))],
-        "aarch64" => &[
-            ("image", None),
-            ("gzip", Some(images::gzip)),
-            ("zboot", Some(images::zboot)),
-        ],
-        "ppc64le" => &[("vmlinux", None), ("vmlinux-gzip", Some(images::gzip))],
-        _ => &[],
-    };
     let folder = cache.folder("images")?;
     let _lock = cache.lock("images")?;
     let mut found = Vec::new();
-    for (format, convert) in conversions {
-        let Some(convert) = convert else {
+    for format in target.formats {
+        let Some(convert) = images::conversion(format) else {
             found.push((*format, None));
             continue;
         };

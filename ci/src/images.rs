@@ -16,6 +16,20 @@ const ZBOOT_HEADER: u32 = 64;
 /// `LINUX_PE_MAGIC`).
 const LINUX_PE_MAGIC: u32 = 0x8182_23cd;
 
+/// Makes an image of one format of a packaged one.
+type Convert = fn(&[u8]) -> Result<Vec<u8>>;
+
+/// How a packaged kernel becomes one of `format`; `None` for those that Debian
+/// has in packages.
+pub fn conversion(format: &str) -> Option<Convert> {
+    match format {
+        "elf" => Some(vmlinux),
+        "gzip" | "vmlinux-gzip" => Some(gzip),
+        "zboot" => Some(zboot),
+        _ => None,
+    }
+}
+
 /// The ELF `vmlinux` in an x86 bzImage: its payload, decompressed (Linux
 /// `Documentation/arch/x86/boot.rst`, `payload_offset` and `payload_length`).
 ///

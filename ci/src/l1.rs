@@ -17,7 +17,7 @@ use crate::machines::{COMMON_MODULES, Machine};
 /// The guest modules that are put into a machine for crossvisor's built-in
 /// initramfs to choose from, dependencies aside; what a kernel has built in or
 /// lacks is left out.
-const GUEST_MODULES: [&str; 18] = [
+const GUEST_MODULES: [&str; 19] = [
     // By which guests see their power button.
     "button",
     "gpio_keys",
@@ -28,6 +28,7 @@ const GUEST_MODULES: [&str; 18] = [
     "virtio_net",
     "virtio_console",
     "virtio_rng",
+    "virtio_input",
     "virtio_balloon",
     "virtio_scsi",
     "vmw_vsock_virtio_transport",

@@ -51,7 +51,7 @@ const PSERIES: &str = "pseries,cap-nested-hv=on,x-vof=on,cap-cfpc=broken,cap-sbb
 const PSERIES_CMDLINE: &str = "console=hvc1 nowatchdog nosoftlockup";
 
 /// Every machine.
-pub const MACHINES: [Machine; 7] = [
+pub const MACHINES: [Machine; 9] = [
     Machine {
         name: "x86_64",
         about: "an AMD EPYC server with nested paging",
@@ -163,6 +163,37 @@ pub const MACHINES: [Machine; 7] = [
         guest_kernel: "linux-image-powerpc64le",
         modules: &["kvm-hv"],
         cmdline: PSERIES_CMDLINE,
+        settled: false,
+    },
+    Machine {
+        name: "riscv64",
+        about: "a server with AIA",
+        arch: "riscv64",
+        program: "qemu-system-riscv64",
+        package: "qemu-system-riscv",
+        options: &[
+            "-machine",
+            "virt,aia=aplic-imsic,aia-guests=4",
+            "-cpu",
+            "rv64,h=true,smaia=true,ssaia=true",
+        ],
+        kernel: "linux-image-riscv64",
+        guest_kernel: "linux-image-riscv64",
+        modules: &["kvm"],
+        cmdline: "",
+        settled: false,
+    },
+    Machine {
+        name: "riscv64-plic",
+        about: "a board with a PLIC and no AIA",
+        arch: "riscv64",
+        program: "qemu-system-riscv64",
+        package: "qemu-system-riscv",
+        options: &["-machine", "virt", "-cpu", "rv64,h=true"],
+        kernel: "linux-image-riscv64",
+        guest_kernel: "linux-image-riscv64",
+        modules: &["kvm"],
+        cmdline: "",
         settled: false,
     },
 ];

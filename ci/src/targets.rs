@@ -21,6 +21,10 @@ pub struct Target {
     pub binutils: &'static str,
     /// QEMU's name, of its user-mode emulator.
     pub qemu: &'static str,
+    /// The formats in which its guests' kernels boot, as
+    /// [`images::conversion`](crate::images::conversion) knows them; the first
+    /// is Debian's.
+    pub formats: &'static [&'static str],
 }
 
 /// Every architecture.
@@ -34,6 +38,7 @@ pub const TARGETS: [Target; 5] = [
         gnu: "x86_64-linux-gnu",
         binutils: "binutils-x86-64-linux-gnu",
         qemu: "x86_64",
+        formats: &["bzimage", "elf"],
     },
     Target {
         arch: "aarch64",
@@ -44,6 +49,7 @@ pub const TARGETS: [Target; 5] = [
         gnu: "aarch64-linux-gnu",
         binutils: "binutils-aarch64-linux-gnu",
         qemu: "aarch64",
+        formats: &["image", "gzip", "zboot"],
     },
     Target {
         arch: "ppc64le",
@@ -54,6 +60,7 @@ pub const TARGETS: [Target; 5] = [
         gnu: "powerpc64le-linux-gnu",
         binutils: "binutils-powerpc64le-linux-gnu",
         qemu: "ppc64le",
+        formats: &["vmlinux", "vmlinux-gzip"],
     },
     Target {
         arch: "s390x",
@@ -64,6 +71,7 @@ pub const TARGETS: [Target; 5] = [
         gnu: "s390x-linux-gnu",
         binutils: "binutils-s390x-linux-gnu",
         qemu: "s390x",
+        formats: &["image"],
     },
     Target {
         arch: "riscv64",
@@ -74,6 +82,7 @@ pub const TARGETS: [Target; 5] = [
         gnu: "riscv64-linux-gnu",
         binutils: "binutils-riscv64-linux-gnu",
         qemu: "riscv64",
+        formats: &["image", "gzip", "zboot"],
     },
 ];
 

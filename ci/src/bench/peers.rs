@@ -36,7 +36,7 @@ pub struct Peer {
 /// Every peer. Each is set up as its documentation advises for a start without
 /// detours: devices that the guest does not need are left out, the kernel is
 /// loaded directly.
-pub const PEERS: [Peer; 2] = [
+pub const PEERS: [Peer; 3] = [
     Peer {
         name: "QEMU microvm",
         arch: "x86_64",
@@ -107,6 +107,40 @@ pub const PEERS: [Peer; 2] = [
             "{cmdline}",
         ],
         console: "ttyAMA0",
+        aim: None,
+    },
+    Peer {
+        name: "QEMU virt",
+        arch: "riscv64",
+        package: "qemu-system-riscv",
+        program: "usr/bin/qemu-system-riscv64",
+        data: &[],
+        arguments: &[
+            "-M",
+            "virt,aia=aplic-imsic",
+            "-accel",
+            "kvm",
+            "-cpu",
+            "host",
+            "-smp",
+            "{cpus}",
+            "-m",
+            "{memory}M",
+            "-nodefaults",
+            "-no-user-config",
+            "-no-reboot",
+            "-display",
+            "none",
+            "-serial",
+            "stdio",
+            "-kernel",
+            "{kernel}",
+            "-initrd",
+            "{initrd}",
+            "-append",
+            "{cmdline}",
+        ],
+        console: "ttyS0",
         aim: None,
     },
 ];
