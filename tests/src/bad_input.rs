@@ -17,6 +17,7 @@ pub const TESTS: &[Test] = &[
     test("refused-initrds", 60, initrds).once(),
     test("refused-cpus-and-memory", 60, cpus_and_memory),
     test("refused-option-values", 60, option_values).once(),
+    test("refused-irqchip", 60, irqchip).on(|m| m.other_irqchip().is_some()),
     test("refused-disks", 60, disks).once(),
     test("refused-disk-of-another-vm", 200, locked_disk).once(),
     test("refused-taps", 60, taps).once(),
@@ -161,16 +162,15 @@ fn option_values(lab: &Lab) -> Result {
         run(&["--transport", "isa"]),
         &["--transport", "isa", "pci", "mmio"],
     )?;
-    let has: &[&str] = match lab.is("ppc64le") {
-        true => &["--transport", "ccw", "pci"],
-        false => &["--transport", "ccw", "pci", "mmio"],
-    };
-    refuses(lab, run(&["--transport", "ccw"]), has)?;
-    // Nested KVM on POWER has radix trees only, other architectures no choice.
-    match lab.is("ppc64le") {
-        true => refuses(lab, run(&["--mmu", "hpt"]), &["--mmu", "hpt", "radix"])?,
-        false => refuses(lab, run(&["--mmu", "radix"]), &["--mmu", "radix"])?,
+    let guests = lab.guests()?;
+    for other in ["pci", "mmio", "ccw"] {
+        if !guests.transports.contains(&other) {
+            let has = [&["--transport", other], guests.transports].concat();
+            refuses(lab, run(&["--transport", other]), &has)?;
+        }
     }
+    let (mmu, why) = guests.other_mmu;
+    refuses(lab, run(&["--mmu", mmu]), &["--mmu", mmu, why])?;
     refuses(
         lab,
         run(&["--console", "vga"]),
@@ -179,18 +179,16 @@ fn option_values(lab: &Lab) -> Result {
     refuses(lab, run(&["--irqchip", "i8259"]), &["--irqchip", "i8259"])?;
     refuses(lab, run(&["--nonsense"]), &["--nonsense"])?;
     let long = "x".repeat(10_000);
-    refuses(lab, run(&["--cmdline", &long]), &["--cmdline"])?;
-    // What this machine's own controller rules out.
-    let other = match lab.manifest.machine.as_str() {
-        "aarch64" | "aarch64-16k" => ("gicv2", "gicv3-its"),
-        "aarch64-gicv2" => ("gicv3", "gicv2m"),
-        _ => return Ok(()),
+    refuses(lab, run(&["--cmdline", &long]), &["--cmdline"])
+}
+
+/// What the machine's own controller rules out.
+fn irqchip(lab: &Lab) -> Result {
+    let Some((other, has)) = lab.machine().other_irqchip() else {
+        return fail("this machine rules none out");
     };
-    refuses(
-        lab,
-        run(&["--irqchip", other.0]),
-        &["--irqchip", other.0, other.1],
-    )
+    let run = lab.run().args(&["--irqchip", other]);
+    refuses(lab, run, &["--irqchip", other, has])
 }
 
 fn disks(lab: &Lab) -> Result {

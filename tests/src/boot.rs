@@ -7,43 +7,28 @@ use crossvisor_boot::initramfs::Builder;
 
 use crate::check::{At, Result, contains, equal, fail, value, within};
 use crate::lab::{Lab, text};
-use crate::runner::{Machine, Test, test};
+use crate::runner::{Test, test};
 
 /// The tests of this theme.
 pub const TESTS: &[Test] = &[
-    format("boot-bzimage", x86_64, |lab| boots(lab, "bzimage")),
-    format("boot-elf", x86_64, |lab| boots(lab, "elf")),
-    format("boot-image", aarch64, |lab| boots(lab, "image")),
-    format("boot-gzip", aarch64, |lab| boots(lab, "gzip")),
-    format("boot-zboot", aarch64, |lab| boots(lab, "zboot")),
-    format("boot-vmlinux", ppc64le, |lab| boots(lab, "vmlinux")),
-    format("boot-vmlinux-gzip", ppc64le, |lab| {
-        boots(lab, "vmlinux-gzip")
-    }),
+    test("boot-bzimage", 150, |lab| boots(lab, "bzimage")).on(|m| m.boots("bzimage")),
+    test("boot-elf", 150, |lab| boots(lab, "elf"))
+        .on(|m| m.boots("elf"))
+        .once(),
+    test("boot-image", 150, |lab| boots(lab, "image")).on(|m| m.boots("image")),
+    test("boot-gzip", 150, |lab| boots(lab, "gzip"))
+        .on(|m| m.boots("gzip"))
+        .once(),
+    test("boot-zboot", 150, |lab| boots(lab, "zboot"))
+        .on(|m| m.boots("zboot"))
+        .once(),
+    test("boot-vmlinux", 150, |lab| boots(lab, "vmlinux")).on(|m| m.boots("vmlinux")),
+    test("boot-vmlinux-gzip", 150, |lab| boots(lab, "vmlinux-gzip"))
+        .on(|m| m.boots("vmlinux-gzip"))
+        .once(),
     test("boot-host-kernel", 150, host_kernel),
     test("boot-own-initrd", 150, own_initrd).once(),
 ];
-
-const fn format(name: &'static str, on: fn(Machine<'_>) -> bool, run: fn(&Lab) -> Result) -> Test {
-    Test {
-        name,
-        seconds: 150,
-        on,
-        run,
-    }
-}
-
-fn x86_64(machine: Machine<'_>) -> bool {
-    machine.arch() == "x86_64"
-}
-
-fn aarch64(machine: Machine<'_>) -> bool {
-    machine.arch() == "aarch64"
-}
-
-fn ppc64le(machine: Machine<'_>) -> bool {
-    machine.arch() == "ppc64le"
-}
 
 /// The stock kernel in one of its formats boots and is what it should be.
 fn boots(lab: &Lab, format: &str) -> Result {
@@ -75,7 +60,7 @@ fn boots(lab: &Lab, format: &str) -> Result {
     // The user's words come last, after the defaults.
     let cmdline = value(&out, "cmdline")?;
     contains("/proc/cmdline", cmdline, " first.word=1 last.word=2")?;
-    let console = format!("console={}", lab.console());
+    let console = format!("console={}", lab.guests()?.console);
     contains("/proc/cmdline", cmdline, &console)?;
     let seconds: u64 = value(&out, "seconds")?.parse().at("date +%s")?;
     let now = SystemTime::now()
@@ -102,7 +87,7 @@ fn host_kernel(lab: &Lab) -> Result {
 
 /// An initrd of the user's, and a command line that is all the user's.
 fn own_initrd(lab: &Lab) -> Result {
-    let console = format!("console={}", lab.console());
+    let console = format!("console={}", lab.guests()?.console);
     let cmdline = format!("{console} quiet panic=-1 own.word=3");
     let script = "#!/bin/sh\nmount -t proc proc /proc\necho init is $$\n\
                   echo cmdline=$(cat /proc/cmdline)\npoweroff -f\n";

@@ -27,7 +27,7 @@ fn serial(lab: &Lab) -> Result {
         "the terminal is not raw while the guest has it".into()
     })?;
     let out = talk(&mut run)?;
-    let console = format!("/dev/{}", lab.console());
+    let console = format!("/dev/{}", lab.guests()?.console);
     equal("the guest's terminal", value(&out, "tty")?, &console)?;
     equal("its size", value(&out, "size")?, "31 91")?;
     // Ctrl-C reaches the guest, and ends what runs there.
@@ -119,7 +119,8 @@ fn none(lab: &Lab) -> Result {
         .exec("(echo to the console > /dev/console) 2>/dev/null; echo consoles=$(cat /proc/consoles); echo to stderr >&2")
         .output()?;
     let printed = out.succeeds()?;
-    ensure(!printed.contains(lab.console()), || {
+    let console = lab.guests()?.console;
+    ensure(!printed.contains(console), || {
         format!("there is a console: {printed}")
     })?;
     contains("stdout", &printed, "consoles=")?;

@@ -14,19 +14,14 @@ const SCRIPT: &str = "
     echo online=$(cat /sys/devices/system/cpu/online)
     echo nproc=$(nproc)
     echo cores=$(cat /sys/devices/system/cpu/cpu*/topology/core_id | sort -u | wc -l)
-    echo flags=$(grep -m1 -E '^(flags|Features)' /proc/cpuinfo | cut -d: -f2)
+    echo flags=$(grep -m1 -E '^(flags|Features|isa)' /proc/cpuinfo | cut -d: -f2)
     echo clock=$(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)
     tool cpus 600";
 
 fn one(lab: &Lab) -> Result {
     let out = lab.run().exec_with_tool(SCRIPT).output()?.succeeds()?;
     look(&out, 1, "0")?;
-    let clock = match lab.manifest.arch.as_str() {
-        "x86_64" => "kvm-clock",
-        "ppc64le" => "timebase",
-        _ => "arch_sys_counter",
-    };
-    equal("clock source", value(&out, "clock")?, clock)?;
+    equal("clock source", value(&out, "clock")?, lab.guests()?.clock)?;
     features(lab, value(&out, "flags")?)
 }
 
@@ -55,19 +50,18 @@ fn look(out: &str, cpus: u64, online: &str) -> Result {
 
 /// The guest has the host's features: those that programs look for.
 fn features(lab: &Lab, flags: &str) -> Result {
-    let wanted: &[&str] = match lab.is("x86_64") {
-        true => &[
-            "cx16", "sse4_2", "popcnt", "aes", "avx", "avx2", "bmi2", "rdrand", "xsave",
-        ],
-        false => &["fp", "asimd", "aes", "sha2", "crc32", "atomics", "cpuid"],
-    };
+    let wanted = lab.guests()?.features;
     let host = fs::read_to_string("/proc/cpuinfo").at("/proc/cpuinfo")?;
     let host: BTreeSet<&str> = host
         .lines()
-        .filter(|line| line.starts_with("flags") || line.starts_with("Features"))
-        .flat_map(str::split_whitespace)
+        .filter(|line| {
+            ["flags", "Features", "isa"]
+                .iter()
+                .any(|key| line.starts_with(key))
+        })
+        .flat_map(words)
         .collect();
-    let guest: BTreeSet<&str> = flags.split_whitespace().collect();
+    let guest: BTreeSet<&str> = words(flags).collect();
     let shared = wanted.iter().filter(|flag| host.contains(**flag));
     let lost: Vec<_> = shared.filter(|flag| !guest.contains(**flag)).collect();
     ensure(lost.is_empty(), || {
@@ -79,4 +73,9 @@ fn features(lab: &Lab, flags: &str) -> Result {
         });
     }
     Ok(())
+}
+
+/// The words of a line of /proc/cpuinfo, and of an ISA string of RISC-V in one.
+fn words(line: &str) -> impl Iterator<Item = &str> {
+    line.split(|c: char| c.is_whitespace() || c == '_')
 }

@@ -9,8 +9,9 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::Deserialize;
 
-use crate::check::{At, Result, ensure};
+use crate::check::{At, Result, ensure, fail};
 use crate::crossvisor::{Crossvisor, Transcript};
+use crate::machines::{Arch, Machine};
 use crate::pattern;
 
 /// Where the lab puts the tests.
@@ -72,12 +73,20 @@ impl Lab {
         })
     }
 
-    /// The machine's own console, as Linux guests call it.
-    pub fn console(&self) -> &'static str {
-        match self.manifest.arch.as_str() {
-            "ppc64le" => "hvc0",
-            _ => "ttyS0",
+    /// The lab machine.
+    pub fn machine(&self) -> Machine<'_> {
+        Machine {
+            name: &self.manifest.machine,
         }
+    }
+
+    /// What the machine's guests are like.
+    pub fn guests(&self) -> Result<&'static Arch> {
+        let guests = self.machine().guests();
+        guests.map_or_else(
+            || fail(format!("no row for {} in machines.rs", self.manifest.arch)),
+            Ok,
+        )
     }
 
     /// Prepares for the next test: an empty folder, no transcripts.

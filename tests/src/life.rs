@@ -10,7 +10,7 @@ use crate::check::{At, Result, contains, ensure, equal, fail, within};
 use crate::lab::{Lab, text};
 use crate::pattern;
 use crate::pty::Terminal;
-use crate::runner::{Machine, Test, test};
+use crate::runner::{Test, test};
 
 /// The tests of this theme.
 pub const TESTS: &[Test] = &[
@@ -18,12 +18,7 @@ pub const TESTS: &[Test] = &[
     test("exec-killed-by-signal", 150, killed).once(),
     test("reset-in-place", 200, reset),
     test("panic-told-apart", 150, panic),
-    Test {
-        name: "triple-fault-told-apart",
-        seconds: 150,
-        on: |machine: Machine<'_>| machine.arch() == "x86_64",
-        run: triple_fault,
-    },
+    test("triple-fault-told-apart", 150, triple_fault).on(|machine| machine.arch() == "x86_64"),
     test("sigterm-powers-off", 200, sigterm),
     test("sigint-twice-ends", 150, sigint).once(),
 ];

@@ -16,6 +16,7 @@ mod doctor;
 mod inside;
 mod lab;
 mod life;
+mod machines;
 mod memory;
 mod net;
 mod pattern;
@@ -31,7 +32,8 @@ mod transports;
 use std::process::ExitCode;
 
 use crate::lab::Lab;
-use crate::runner::{Machine, Test};
+use crate::machines::Machine;
+use crate::runner::Test;
 
 /// Every theme, from what the others need to what needs all of them.
 const THEMES: [&[Test]; 12] = [
@@ -132,7 +134,7 @@ mod tests {
     fn each_machine_has_its_own() {
         let on = |name| {
             let tests = all();
-            let tests = tests.iter().filter(|test| (test.on)(Machine { name }));
+            let tests = tests.iter().filter(|test| test.applies(Machine { name }));
             tests.map(|test| test.name).collect::<BTreeSet<_>>()
         };
         assert!(on("x86_64").contains("boot-bzimage"));

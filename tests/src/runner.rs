@@ -7,20 +7,7 @@ use std::time::Instant;
 
 use crate::check::{Failure, Result};
 use crate::lab::Lab;
-
-/// A machine of the lab: name and the guests' architecture.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Machine<'a> {
-    /// Name, such as `aarch64-16k`.
-    pub name: &'a str,
-}
-
-impl Machine<'_> {
-    /// The architecture: the name up to its first dash.
-    pub fn arch(&self) -> &str {
-        self.name.split('-').next().unwrap_or_default()
-    }
-}
+use crate::machines::Machine;
 
 /// A test.
 #[derive(Clone, Copy)]
@@ -31,6 +18,8 @@ pub struct Test {
     pub seconds: u64,
     /// The machines that it applies to.
     pub on: fn(Machine<'_>) -> bool,
+    /// Whether it runs on the first machine of each architecture only.
+    pub once: bool,
     /// The test.
     pub run: fn(&Lab) -> Result,
 }
@@ -39,21 +28,19 @@ impl Test {
     /// The same test on the first machine of each architecture only: for what
     /// does not depend on the board.
     pub const fn once(self) -> Self {
-        Self {
-            on: first_of_its_architecture,
-            ..self
-        }
+        Self { once: true, ..self }
     }
-}
 
-/// Whether the machine is the first of its architecture, whose name it has.
-fn first_of_its_architecture(machine: Machine<'_>) -> bool {
-    machine.name == machine.arch()
-}
+    /// The same test on machines for which `on` holds.
+    pub const fn on(self, on: fn(Machine<'_>) -> bool) -> Self {
+        Self { on, ..self }
+    }
 
-/// For tests that apply to every machine.
-pub fn everywhere(_: Machine<'_>) -> bool {
-    true
+    /// Whether it runs on `machine`.
+    pub fn applies(&self, machine: Machine<'_>) -> bool {
+        // The first machine of an architecture has its name.
+        (self.on)(machine) && (!self.once || machine.name == machine.arch())
+    }
 }
 
 /// A test on every machine.
@@ -61,7 +48,8 @@ pub const fn test(name: &'static str, seconds: u64, run: fn(&Lab) -> Result) -> 
     Test {
         name,
         seconds,
-        on: everywhere,
+        on: |_| true,
+        once: false,
         run,
     }
 }
@@ -124,7 +112,7 @@ impl Selection {
     ) -> std::result::Result<Vec<&'t Test>, String> {
         let chosen = |test: &&Test| {
             let wanted = |part: &String| test.name.contains(part.as_str());
-            self.filter.as_ref().is_none_or(wanted) && (test.on)(machine)
+            self.filter.as_ref().is_none_or(wanted) && test.applies(machine)
         };
         if self.names.is_empty() {
             return Ok(tests.iter().filter(chosen).collect());
@@ -196,12 +184,10 @@ mod tests {
 
     const TESTS: &[Test] = &[
         test("boot-first", 60, |_| Ok(())),
-        Test {
-            name: "boot-second",
-            seconds: 60,
-            on: |machine| machine.arch() == "aarch64",
-            run: |_| fail("it is as it is\nTEST boot-first PASS 1"),
-        },
+        test("boot-second", 60, |_| {
+            fail("it is as it is\nTEST boot-first PASS 1")
+        })
+        .on(|machine| machine.arch() == "aarch64"),
         test("net-third", 60, |_| skip("no tap\nhere")).once(),
         test("net-fourth", 60, |_| panic!("oh")),
     ];

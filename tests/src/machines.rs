@@ -1,0 +1,267 @@
+//! What the tests expect of each architecture's guests and of each lab machine,
+//! as data: a new one is a new row.
+
+/// What guests of one architecture are like.
+#[derive(Debug)]
+pub struct Arch {
+    /// Its name.
+    pub name: &'static str,
+    /// The machine's own console, as Linux calls it.
+    pub console: &'static str,
+    /// The kernel formats that it boots, as the lab names them.
+    pub formats: &'static [&'static str],
+    /// The clock source that Linux takes.
+    pub clock: &'static str,
+    /// Features that programs look for, as /proc/cpuinfo spells them: a guest
+    /// has those that the host has.
+    pub features: &'static [&'static str],
+    /// What `--transport` takes.
+    pub transports: &'static [&'static str],
+    /// How many virtio devices every guest has: the power key of machines that
+    /// have no other.
+    pub own_devices: u64,
+    /// A kind of MMU that `--mmu` refuses, and what its message names.
+    pub other_mmu: (&'static str, &'static str),
+}
+
+/// Every architecture.
+const ARCHITECTURES: &[Arch] = &[
+    Arch {
+        name: "x86_64",
+        console: "ttyS0",
+        formats: &["bzimage", "elf"],
+        clock: "kvm-clock",
+        features: &[
+            "cx16", "sse4_2", "popcnt", "aes", "avx", "avx2", "bmi2", "rdrand", "xsave",
+        ],
+        transports: &["pci", "mmio"],
+        own_devices: 0,
+        other_mmu: ("radix", "one kind"),
+    },
+    Arch {
+        name: "aarch64",
+        console: "ttyS0",
+        formats: &["image", "gzip", "zboot"],
+        clock: "arch_sys_counter",
+        features: &["fp", "asimd", "aes", "sha2", "crc32", "atomics", "cpuid"],
+        transports: &["pci", "mmio"],
+        own_devices: 0,
+        other_mmu: ("radix", "one kind"),
+    },
+    Arch {
+        name: "ppc64le",
+        console: "hvc0",
+        formats: &["vmlinux", "vmlinux-gzip"],
+        clock: "timebase",
+        features: &[],
+        // Firmware of PAPR tells of no devices but those on PCI.
+        transports: &["pci"],
+        own_devices: 0,
+        // Nested KVM on POWER has radix trees only.
+        other_mmu: ("hpt", "radix"),
+    },
+    Arch {
+        name: "riscv64",
+        console: "ttyS0",
+        formats: &["image", "gzip", "zboot"],
+        clock: "riscv_clocksource",
+        features: &[
+            "rv64imafdc",
+            "zicbom",
+            "zicboz",
+            "zba",
+            "zbb",
+            "zbs",
+            "zfa",
+            "zawrs",
+            "sstc",
+        ],
+        transports: &["pci", "mmio"],
+        own_devices: 1,
+        other_mmu: ("radix", "one kind"),
+    },
+];
+
+/// An interrupt controller that guests of a machine can have.
+#[derive(Debug)]
+pub struct Irqchip {
+    /// What `--irqchip` calls it.
+    pub name: &'static str,
+    /// How /proc/interrupts of a guest shows that its devices use it.
+    pub shown: &'static str,
+    /// vCPUs to try it with.
+    pub cpus: u32,
+}
+
+const fn irqchip(name: &'static str, shown: &'static str, cpus: u32) -> Irqchip {
+    Irqchip { name, shown, cpus }
+}
+
+/// What the tests expect of a lab machine besides what its architecture has.
+#[derive(Debug)]
+struct Board {
+    /// Its name.
+    name: &'static str,
+    /// Capabilities that `doctor` finds, or does not.
+    capabilities: &'static [(&'static str, bool)],
+    /// The interrupt controllers to try.
+    irqchips: &'static [Irqchip],
+    /// Whether devices on PCI interrupt by messages.
+    messages: bool,
+    /// One that the machine rules out, and what the refusal names.
+    other_irqchip: Option<(&'static str, &'static str)>,
+}
+
+const GICV3: &[Irqchip] = &[
+    irqchip("gicv3-its", "ITS-PCI-MSIX", 4),
+    irqchip("gicv3", "GICv3", 2),
+];
+const GICV3_FOUND: &[(&str, bool)] = &[("gicv3", true), ("gicv3-its", true), ("gicv2", false)];
+const POWER_FOUND: &[(&str, bool)] = &[
+    ("nested", true),
+    ("KVM_CAP_PPC_MMU_RADIX", true),
+    ("KVM_CAP_PPC_MMU_HASH_V3", false),
+    ("KVM_CAP_IRQ_XICS", true),
+    ("KVM_CAP_PPC_IRQ_XIVE", false),
+];
+const PLIC: Irqchip = irqchip("plic", "SiFive PLIC", 2);
+
+const fn board(
+    name: &'static str,
+    capabilities: &'static [(&'static str, bool)],
+    irqchips: &'static [Irqchip],
+    other_irqchip: Option<(&'static str, &'static str)>,
+) -> Board {
+    Board {
+        name,
+        capabilities,
+        irqchips,
+        messages: true,
+        other_irqchip,
+    }
+}
+
+/// The lab machines that differ in more than their architecture.
+const BOARDS: &[Board] = &[
+    board("x86_64", &[("KVM_CAP_IRQFD", true)], &[], None),
+    board("aarch64", GICV3_FOUND, GICV3, Some(("gicv2", "gicv3-its"))),
+    board(
+        "aarch64-16k",
+        GICV3_FOUND,
+        GICV3,
+        Some(("gicv2", "gicv3-its")),
+    ),
+    board(
+        "aarch64-gicv2",
+        &[("gicv3", false), ("gicv3-its", false), ("gicv2", true)],
+        &[
+            irqchip("gicv2m", "GICv2m-PCI-MSIX", 4),
+            irqchip("gicv2", "GIC-0", 2),
+        ],
+        Some(("gicv3", "gicv2m")),
+    ),
+    board("ppc64le", POWER_FOUND, &[], None),
+    board("ppc64le-power10", POWER_FOUND, &[], None),
+    board("ppc64le-64k", POWER_FOUND, &[], None),
+    board(
+        "riscv64",
+        &[("aia-ids", true), ("ssaia", true), ("sbi-dbcn", true)],
+        &[irqchip("aia", "PCI-MSIX", 4), PLIC],
+        None,
+    ),
+    Board {
+        messages: false,
+        ..board(
+            "riscv64-plic",
+            &[("aia-ids", false), ("ssaia", false), ("sbi-dbcn", true)],
+            &[PLIC],
+            Some(("aia", "plic")),
+        )
+    },
+];
+
+/// A machine of the lab, and what is expected of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Machine<'a> {
+    /// Name, such as `aarch64-16k`.
+    pub name: &'a str,
+}
+
+impl Machine<'_> {
+    /// The architecture: the name up to its first dash.
+    pub fn arch(&self) -> &str {
+        self.name.split('-').next().unwrap_or_default()
+    }
+
+    /// What its guests are like; `None` for an architecture without a row.
+    pub fn guests(&self) -> Option<&'static Arch> {
+        ARCHITECTURES.iter().find(|arch| arch.name == self.arch())
+    }
+
+    fn board(&self) -> Option<&'static Board> {
+        BOARDS.iter().find(|board| board.name == self.name)
+    }
+
+    /// Whether its guests boot kernels of `format`.
+    pub fn boots(&self, format: &str) -> bool {
+        self.guests()
+            .is_some_and(|arch| arch.formats.contains(&format))
+    }
+
+    /// Whether its guests can have virtio by `transport`.
+    pub fn has_transport(&self, transport: &str) -> bool {
+        self.guests()
+            .is_some_and(|arch| arch.transports.contains(&transport))
+    }
+
+    /// The interrupt controller called `name`, if it is to be tried here.
+    pub fn irqchip(&self, name: &str) -> Option<&'static Irqchip> {
+        let irqchips = self.board().map_or(&[][..], |board| board.irqchips);
+        irqchips.iter().find(|irqchip| irqchip.name == name)
+    }
+
+    /// Whether its guests' devices on PCI interrupt by messages.
+    pub fn has_messages(&self) -> bool {
+        self.board().is_none_or(|board| board.messages)
+    }
+
+    /// An interrupt controller that the machine rules out, and what the refusal
+    /// names.
+    pub fn other_irqchip(&self) -> Option<(&'static str, &'static str)> {
+        self.board().and_then(|board| board.other_irqchip)
+    }
+
+    /// Capabilities that `doctor` finds here, or does not.
+    pub fn capabilities(&self) -> &'static [(&'static str, bool)] {
+        self.board().map_or(&[], |board| board.capabilities)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_board_is_of_an_architecture_with_a_row() {
+        for board in BOARDS {
+            let machine = Machine { name: board.name };
+            assert!(machine.guests().is_some(), "{}", board.name);
+            assert!(!machine.capabilities().is_empty(), "{}", board.name);
+        }
+        for arch in ARCHITECTURES {
+            let first = Machine { name: arch.name };
+            assert!(first.board().is_some(), "{}", arch.name);
+        }
+    }
+
+    #[test]
+    fn machines_differ() {
+        let machine = |name| Machine { name };
+        assert!(machine("aarch64-16k").boots("zboot"));
+        assert!(!machine("x86_64").boots("zboot"));
+        assert!(!machine("ppc64le-64k").has_transport("mmio"));
+        assert!(machine("riscv64-plic").irqchip("plic").is_some());
+        assert!(machine("riscv64-plic").irqchip("aia").is_none());
+        assert!(machine("vax").guests().is_none());
+    }
+}
