@@ -12,6 +12,9 @@ use thiserror::Error;
 /// `num_buffers` (virtio 1.2, section 5.1.6).
 pub const HEADER_LEN: usize = 12;
 
+/// More packets than wait in a queue (Linux: 500, unless told otherwise).
+const MAX_WAITING: usize = 4096;
+
 const TUN: &str = "/dev/net/tun";
 
 /// Why a tap could not be opened.
@@ -130,6 +133,20 @@ impl Tap {
 
     pub(crate) fn queue(&self, index: usize) -> Option<BorrowedFd<'_>> {
         self.queues.get(index).map(AsFd::as_fd)
+    }
+
+    /// Drops the packets that wait to be read.
+    pub(crate) fn discard_waiting(&self) {
+        for queue in &self.queues {
+            // One that receives all the time is not waited for.
+            for _ in 0..MAX_WAITING {
+                // Of a packet, what does not fit is lost.
+                match rustix::io::read(queue, &mut [0; 1]) {
+                    Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                    Err(_) => break,
+                }
+            }
+        }
     }
 
     /// Tells the kernel which packets the guest takes. Segmentation is worth
@@ -408,6 +425,22 @@ pub(crate) mod tests {
             return Err(io::Error::last_os_error());
         }
         Ok(())
+    }
+
+    #[test]
+    fn what_waits_can_be_dropped() {
+        use std::os::unix::net::UnixDatagram;
+        let (wire, tap) = UnixDatagram::pair().unwrap();
+        tap.set_nonblocking(true).unwrap();
+        let tap = Tap::of_queues(vec![File::from(OwnedFd::from(tap))], 1500);
+        for _ in 0..3 {
+            wire.send(&[1; 100]).unwrap();
+        }
+        tap.discard_waiting();
+        wire.send(&[2; 10]).unwrap();
+        let mut packet = [0; 200];
+        let read = rustix::io::read(tap.queue(0).unwrap(), &mut packet);
+        assert_eq!((read, packet[0]), (Ok(10), 2));
     }
 
     #[test]

@@ -14,26 +14,30 @@ use crate::virtio::worker::{Context, Handler};
 /// Serves the control queue, which only knows how many pairs are in use.
 pub(super) struct ControlHandler {
     backend: Arc<Backend>,
+    /// Whether the driver may have more than one pair (VIRTIO_NET_F_MQ).
+    several: bool,
     storage: Storage,
 }
 
 impl ControlHandler {
-    pub(super) fn new(backend: Arc<Backend>) -> Self {
+    pub(super) fn new(backend: Arc<Backend>, several: bool) -> Self {
         Self {
             backend,
+            several,
             storage: Storage::default(),
         }
     }
 
     /// Does a command, and returns whether it did.
-    fn command(backend: &Backend, mut input: Readable<'_>) -> bool {
+    fn command(backend: &Backend, several: bool, mut input: Readable<'_>) -> bool {
         let mut command = [0; 4];
         if input.read(&mut command) < command.len() {
             return false;
         }
         let [class, code, low, high] = command;
         let pairs = usize::from(u16::from_le_bytes([low, high]));
-        if u32::from(class) != VIRTIO_NET_CTRL_MQ
+        if !several
+            || u32::from(class) != VIRTIO_NET_CTRL_MQ
             || u32::from(code) != VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET
             || !(1..=backend.gates.len()).contains(&pairs)
         {
@@ -69,7 +73,11 @@ impl Handler for ControlHandler {
                     return 0;
                 }
             };
-            let done = Self::command(&self.backend, buffers.readable(chain.readable));
+            let done = Self::command(
+                &self.backend,
+                self.several,
+                buffers.readable(chain.readable),
+            );
             let ack = if done { VIRTIO_NET_OK } else { VIRTIO_NET_ERR };
             buffers.writable(chain.writable).write(&[ack as u8]) as u32
         });

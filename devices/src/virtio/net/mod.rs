@@ -15,7 +15,6 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ,
     VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
 };
-use virtio_queue::QueueT;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use self::control::ControlHandler;
@@ -54,6 +53,8 @@ pub struct Net {
     options: NetOptions,
     queue_sizes: Vec<u16>,
     features: u64,
+    /// No driver has used it since it was made or reset.
+    fresh: bool,
     pairs: Vec<Worker<PairHandler>>,
     control: Option<Worker<ControlHandler>>,
 }
@@ -126,6 +127,7 @@ impl Net {
             options,
             queue_sizes,
             features,
+            fresh: true,
             pairs: Vec::new(),
             control: None,
         })
@@ -151,7 +153,10 @@ impl Net {
             activation.mem.clone(),
             &activation.link,
             vec![queue],
-            ControlHandler::new(Arc::clone(&self.backend)),
+            ControlHandler::new(
+                Arc::clone(&self.backend),
+                has(activation.features, VIRTIO_NET_F_MQ),
+            ),
         )
     }
 }
@@ -184,6 +189,10 @@ impl VirtioDevice for Net {
 
     fn write_config(&mut self, _: u64, _: &[u8]) {}
 
+    fn reset(&mut self) {
+        self.fresh = true;
+    }
+
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         let queues = std::mem::take(&mut activation.queues);
         for needed in 0..PAIR as u16 {
@@ -199,19 +208,19 @@ impl VirtioDevice for Net {
             tso6: has(features, VIRTIO_NET_F_GUEST_TSO6),
             ecn: has(features, VIRTIO_NET_F_GUEST_ECN),
         })?;
-        // More pairs wait for the driver's command (section 5.1.6.5.5), unless
-        // it gave one before a pause.
-        let control_index = PAIR * self.backend.gates.len();
-        let resumed = queues.iter().any(|queue| {
-            usize::from(queue.index) == control_index && queue.queue.next_avail() != 0
-        });
-        if !resumed {
+        // More pairs wait for the driver's command (section 5.1.6.5.5), which a
+        // pause does not take back.
+        if std::mem::take(&mut self.fresh) {
             self.backend.set_pairs(1)?;
+            // What was sent to another driver may be larger than this one takes.
+            tap.discard_waiting();
         }
 
         let large =
             has(features, VIRTIO_NET_F_GUEST_TSO4) || has(features, VIRTIO_NET_F_GUEST_TSO6);
-        let max_frame = if large {
+        // One byte more than a packet has, to tell those that have been cut: an
+        // interface's MTU can be raised while it is in use.
+        let max_frame = 1 + if large {
             MAX_GSO_FRAME
         } else {
             HEADER_LEN + FRAME_OVERHEAD + tap.mtu() as usize

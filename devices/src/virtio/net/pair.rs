@@ -30,7 +30,7 @@ pub(super) struct PairHandler {
     pair: usize,
     /// Whether a packet may be spread over several chains.
     mergeable: bool,
-    /// The largest packet that the tap gives, with its header.
+    /// More than the largest packet that the tap is to give, with its header.
     max_frame: usize,
     storage: Storage,
     /// Chains taken for receiving and not filled.
@@ -155,27 +155,28 @@ impl PairHandler {
         while packets < BUDGET {
             let room = self.take_chains(mem, queue, buffers);
             let target = self.target(buffers);
-            let len = if !self.pending.is_empty() {
-                self.pending.len()
+            let read = if !self.pending.is_empty() {
+                Ok((self.pending.len(), usize::MAX))
             } else if room >= self.max_frame {
-                match target.read_from(tap) {
-                    Ok(len) => len,
-                    Err(error) => match Self::ended(error) {
-                        Some(end) => return end,
-                        None => continue,
-                    },
-                }
+                target.read_from(tap).map(|len| (len, target.len()))
             } else if room > 0 {
-                match self.read_aside(tap) {
-                    Ok(len) => len,
-                    Err(error) => match Self::ended(error) {
-                        Some(end) => return end,
-                        None => continue,
-                    },
-                }
+                self.read_aside(tap).map(|len| (len, self.max_frame))
             } else {
-                0
+                Ok((0, usize::MAX))
             };
+            let (len, could_be) = match read {
+                Ok(read) => read,
+                Err(error) => match Self::ended(error) {
+                    Some(end) => return end,
+                    None => continue,
+                },
+            };
+            if len >= could_be {
+                queue.complain(&"a packet was dropped: it is larger than the tap's MTU");
+                self.pending.clear();
+                packets += 1;
+                continue;
+            }
             if room == 0 || len > room {
                 // Chains as many as there are descriptors are all there can be.
                 let all = self.taken.len() >= queue.size().into();

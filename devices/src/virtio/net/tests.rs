@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::thread;
 use std::time::Duration;
+use virtio_queue::QueueT;
 
 const RX: usize = 0;
 const TX: usize = 1;
@@ -206,6 +207,26 @@ fn a_packet_that_never_fits_is_dropped() {
 }
 
 #[test]
+fn a_packet_that_was_cut_is_dropped() {
+    let mut p = Pair::new(true, 1530);
+    for _ in 0..2 {
+        // Read into the driver's buffers, and then, as they are few, aside.
+        p.driver.queues[RX].add(&[into(BUFFERS, 1600)]);
+        p.driver.queues[RX].kick();
+        p.wire.send(&Pair::packet(1600, 1)).unwrap();
+        p.wire.send(&Pair::packet(2000, 2)).unwrap();
+        p.wire.send(&Pair::packet(100, 3)).unwrap();
+        assert_eq!(p.driver.queues[RX].wait().1, 100);
+        p.driver.queues[RX].add(&[into(BUFFERS, 1000)]);
+        p.driver.queues[RX].kick();
+        p.wire.send(&Pair::packet(1530, 4)).unwrap();
+        p.wire.send(&Pair::packet(101, 5)).unwrap();
+        assert_eq!(p.driver.queues[RX].wait().1, 101);
+    }
+    p.assert_alive();
+}
+
+#[test]
 fn a_pause_keeps_the_buffers_and_a_closed_gate_the_packets() {
     let mut p = Pair::new(true, 1530);
     for i in 0..3 {
@@ -364,10 +385,19 @@ fn a_real_tap_with_several_queues() {
     assert!(seen);
     let queues = net.deactivate();
     assert_eq!(queues.len(), 5);
-    // A reset starts with one pair again.
-    net.activate(Driver::new(&[16, 16, 16, 16, 64]).activation(0))
+    // A reset starts with one pair again, and without what came before.
+    net.reset();
+    inject(&name, &frame).unwrap();
+    let mut driver = Driver::new(&[16, 16, 16, 16, 64]);
+    driver.queues[RX].add(&[into(BUFFERS, 0x1000)]);
+    net.activate(driver.activation(1 << VIRTIO_NET_F_CTRL_VQ))
         .unwrap();
     assert!(!*net.backend.gates[1].open.lock().unwrap());
+    let mut other = frame.clone();
+    other[30] ^= 1;
+    inject(&name, &other).unwrap();
+    driver.queues[RX].wait();
+    assert_ne!(driver.read(BUFFERS + HEADER_LEN as u64, 64), frame);
 }
 
 #[test]
