@@ -156,6 +156,10 @@ impl VirtioDevice for Block {
         }
     }
 
+    fn reset(&mut self) {
+        self.writeback.store(true, Ordering::Relaxed);
+    }
+
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         if activation.queues.first().is_none_or(|q| q.index != 0) {
             return Err(ActivateError::MissingQueue(0));

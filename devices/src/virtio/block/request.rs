@@ -85,8 +85,11 @@ impl Requests {
             }
         };
         status.write(&[code as u8]);
+        // What is counted is written without a gap (virtio 1.2, section
+        // 2.7.8.2): the status only where the data reach up to it.
+        let len = written + usize::from(written == data_len);
         // A chain is at most 4 GiB long.
-        u32::try_from(written + 1).unwrap_or(u32::MAX)
+        u32::try_from(len).unwrap_or(u32::MAX)
     }
 
     fn report(&self, queue: &mut WorkerQueue, error: &dyn Display) {
