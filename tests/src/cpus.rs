@@ -5,10 +5,14 @@ use std::fs;
 
 use crate::check::{At, Result, ensure, equal, number, value, within};
 use crate::lab::Lab;
+use crate::machines::Difference;
 use crate::runner::{Test, test};
 
 /// The tests of this theme.
-pub const TESTS: &[Test] = &[test("cpus-1", 150, one).once(), test("cpus-4", 200, four)];
+pub const TESTS: &[Test] = &[
+    test("cpus-1", 150, one).once(),
+    test("cpus-4", 200, four).about(Difference::Interrupts),
+];
 
 const SCRIPT: &str = "
     echo online=$(cat /sys/devices/system/cpu/online)

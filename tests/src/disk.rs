@@ -7,13 +7,14 @@ use std::path::Path;
 
 use crate::check::{At, Result, contains, ensure, equal, number, value, within};
 use crate::lab::{Lab, text};
+use crate::machines::Difference;
 use crate::pattern;
 use crate::runner::{Test, test};
 
 /// The tests of this theme.
 pub const TESTS: &[Test] = &[
-    test("disk-both-ways", 200, both_ways),
-    test("disk-discard-and-write-zeroes", 200, discard),
+    test("disk-both-ways", 200, both_ways).about(Difference::Pages),
+    test("disk-discard-and-write-zeroes", 200, discard).about(Difference::Pages),
     test("disk-several-serial-read-only", 200, several).once(),
 ];
 

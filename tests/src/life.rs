@@ -8,6 +8,7 @@ use rustix::process::Signal;
 
 use crate::check::{At, Result, contains, ensure, equal, fail, within};
 use crate::lab::{Lab, text};
+use crate::machines::Difference;
 use crate::pattern;
 use crate::pty::Terminal;
 use crate::runner::{Test, test};
@@ -16,10 +17,10 @@ use crate::runner::{Test, test};
 pub const TESTS: &[Test] = &[
     test("exec-status-and-streams", 200, streams),
     test("exec-killed-by-signal", 150, killed).once(),
-    test("reset-in-place", 200, reset),
-    test("panic-told-apart", 150, panic),
+    test("reset-in-place", 200, reset).about(Difference::Interrupts),
+    test("panic-told-apart", 150, panic).once(),
     test("triple-fault-told-apart", 150, triple_fault).on(|machine| machine.arch() == "x86_64"),
-    test("sigterm-powers-off", 200, sigterm),
+    test("sigterm-powers-off", 200, sigterm).about(Difference::Interrupts),
     test("sigint-twice-ends", 150, sigint).once(),
 ];
 

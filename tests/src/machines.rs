@@ -97,11 +97,22 @@ const fn irqchip(name: &'static str, shown: &'static str, cpus: u32) -> Irqchip 
     Irqchip { name, shown, cpus }
 }
 
+/// In what the machines of one architecture differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Difference {
+    /// The interrupt controller.
+    Interrupts,
+    /// The size of the host's or the guest's pages.
+    Pages,
+}
+
 /// What the tests expect of a lab machine besides what its architecture has.
 #[derive(Debug)]
 struct Board {
     /// Its name.
     name: &'static str,
+    /// In what it is not as the first machine of its architecture.
+    differs: &'static [Difference],
     /// Capabilities that `doctor` finds, or does not.
     capabilities: &'static [(&'static str, bool)],
     /// The interrupt controllers to try.
@@ -128,12 +139,14 @@ const PLIC: Irqchip = irqchip("plic", "SiFive PLIC", 2);
 
 const fn board(
     name: &'static str,
+    differs: &'static [Difference],
     capabilities: &'static [(&'static str, bool)],
     irqchips: &'static [Irqchip],
     other_irqchip: Option<(&'static str, &'static str)>,
 ) -> Board {
     Board {
         name,
+        differs,
         capabilities,
         irqchips,
         messages: true,
@@ -143,16 +156,24 @@ const fn board(
 
 /// The lab machines that differ in more than their architecture.
 const BOARDS: &[Board] = &[
-    board("x86_64", &[("KVM_CAP_IRQFD", true)], &[], None),
-    board("aarch64", GICV3_FOUND, GICV3, Some(("gicv2", "gicv3-its"))),
+    board("x86_64", &[], &[("KVM_CAP_IRQFD", true)], &[], None),
+    board(
+        "aarch64",
+        &[],
+        GICV3_FOUND,
+        GICV3,
+        Some(("gicv2", "gicv3-its")),
+    ),
     board(
         "aarch64-16k",
+        &[Difference::Pages],
         GICV3_FOUND,
         GICV3,
         Some(("gicv2", "gicv3-its")),
     ),
     board(
         "aarch64-gicv2",
+        &[Difference::Interrupts],
         &[("gicv3", false), ("gicv3-its", false), ("gicv2", true)],
         &[
             irqchip("gicv2m", "GICv2m-PCI-MSIX", 4),
@@ -160,11 +181,18 @@ const BOARDS: &[Board] = &[
         ],
         Some(("gicv3", "gicv2m")),
     ),
-    board("ppc64le", POWER_FOUND, &[], None),
-    board("ppc64le-power10", POWER_FOUND, &[], None),
-    board("ppc64le-64k", POWER_FOUND, &[], None),
+    board("ppc64le", &[], POWER_FOUND, &[], None),
+    board(
+        "ppc64le-power10",
+        &[Difference::Pages],
+        POWER_FOUND,
+        &[],
+        None,
+    ),
+    board("ppc64le-64k", &[Difference::Pages], POWER_FOUND, &[], None),
     board(
         "riscv64",
+        &[],
         &[("aia-ids", true), ("ssaia", true), ("sbi-dbcn", true)],
         &[irqchip("aia", "PCI-MSIX", 4), PLIC],
         None,
@@ -173,6 +201,7 @@ const BOARDS: &[Board] = &[
         messages: false,
         ..board(
             "riscv64-plic",
+            &[Difference::Interrupts],
             &[("aia-ids", false), ("ssaia", false), ("sbi-dbcn", true)],
             &[PLIC],
             Some(("aia", "plic")),
@@ -200,6 +229,12 @@ impl Machine<'_> {
 
     fn board(&self) -> Option<&'static Board> {
         BOARDS.iter().find(|board| board.name == self.name)
+    }
+
+    /// Whether it is not as the first machine of its architecture in this.
+    pub fn differs_in(&self, what: Difference) -> bool {
+        self.board()
+            .is_none_or(|board| board.differs.contains(&what))
     }
 
     /// Whether its guests boot kernels of `format`.
@@ -251,6 +286,14 @@ mod tests {
         for arch in ARCHITECTURES {
             let first = Machine { name: arch.name };
             assert!(first.board().is_some(), "{}", arch.name);
+        }
+    }
+
+    #[test]
+    fn the_first_machine_of_an_architecture_is_what_others_differ_from() {
+        for board in BOARDS {
+            let first = ARCHITECTURES.iter().any(|arch| arch.name == board.name);
+            assert_eq!(first, board.differs.is_empty(), "{}", board.name);
         }
     }
 

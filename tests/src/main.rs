@@ -139,10 +139,12 @@ mod tests {
         };
         assert!(on("x86_64").contains("boot-bzimage"));
         assert!(!on("x86_64").contains("boot-image"));
-        assert!(on("aarch64-16k").contains("boot-image"));
+        assert!(on("aarch64-16k").contains("memory-hugepages"));
+        assert!(!on("aarch64-16k").contains("cpus-4"));
         assert!(on("aarch64").contains("irqchip-gicv3-its"));
         assert!(!on("aarch64").contains("irqchip-gicv2"));
         assert!(on("aarch64-gicv2").contains("irqchip-gicv2m"));
+        assert!(!on("aarch64-gicv2").contains("memory-hugepages"));
         assert!(on("ppc64le").contains("memory-64m"));
     }
 }

@@ -5,6 +5,7 @@ use std::fs;
 
 use crate::check::{At, Result, contains, ensure, equal, fail, number, skip, within};
 use crate::lab::{Lab, Restore};
+use crate::machines::Difference;
 use crate::pvh;
 use crate::runner::{Test, test};
 
@@ -13,10 +14,11 @@ pub const TESTS: &[Test] = &[
     test("memory-64m", 150, smallest).once(),
     test("memory-512m", 150, |lab| {
         sees(lab, "512M", 512, 64).map(drop)
-    }),
+    })
+    .about(Difference::Pages),
     test("memory-3g", 200, |lab| sees(lab, "3G", 3072, 128).map(drop)).once(),
-    test("memory-above-4g", 200, above_4g),
-    test("memory-hugepages", 200, hugepages),
+    test("memory-above-4g", 200, above_4g).about(Difference::Pages),
+    test("memory-hugepages", 200, hugepages).about(Difference::Pages),
 ];
 
 const FOUR_GIB: u64 = 4 << 30;

@@ -10,12 +10,13 @@ use crate::check::{At, Result, contains, ensure, equal, fail, number, value, wit
 use crate::disk::is_set;
 use crate::inside;
 use crate::lab::Lab;
+use crate::machines::Difference;
 use crate::runner::{Test, test};
 use crate::tap;
 
 /// The tests of this theme.
 pub const TESTS: &[Test] = &[
-    test("net-ping-and-bulk-on-queues", 240, queues),
+    test("net-ping-and-bulk-on-queues", 240, queues).about(Difference::Interrupts),
     test("net-tap-made-for-the-vm", 200, made).once(),
 ];
 

@@ -7,7 +7,18 @@ use std::time::Instant;
 
 use crate::check::{Failure, Result};
 use crate::lab::Lab;
-use crate::machines::Machine;
+use crate::machines::{Difference, Machine};
+
+/// On which machines of an architecture a test runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// On every one.
+    All,
+    /// On the first, and on those that differ from it in this.
+    Differing(Difference),
+    /// On the first.
+    First,
+}
 
 /// A test.
 #[derive(Clone, Copy)]
@@ -18,8 +29,8 @@ pub struct Test {
     pub seconds: u64,
     /// The machines that it applies to.
     pub on: fn(Machine<'_>) -> bool,
-    /// Whether it runs on the first machine of each architecture only.
-    pub once: bool,
+    /// On which machines of an architecture it runs.
+    pub scope: Scope,
     /// The test.
     pub run: fn(&Lab) -> Result,
 }
@@ -28,7 +39,19 @@ impl Test {
     /// The same test on the first machine of each architecture only: for what
     /// does not depend on the board.
     pub const fn once(self) -> Self {
-        Self { once: true, ..self }
+        Self {
+            scope: Scope::First,
+            ..self
+        }
+    }
+
+    /// The same test on the first machine of each architecture, and on those
+    /// that differ in what it is about.
+    pub const fn about(self, what: Difference) -> Self {
+        Self {
+            scope: Scope::Differing(what),
+            ..self
+        }
     }
 
     /// The same test on machines for which `on` holds.
@@ -39,7 +62,13 @@ impl Test {
     /// Whether it runs on `machine`.
     pub fn applies(&self, machine: Machine<'_>) -> bool {
         // The first machine of an architecture has its name.
-        (self.on)(machine) && (!self.once || machine.name == machine.arch())
+        let first = machine.name == machine.arch();
+        let in_scope = match self.scope {
+            Scope::All => true,
+            Scope::Differing(what) => first || machine.differs_in(what),
+            Scope::First => first,
+        };
+        (self.on)(machine) && in_scope
     }
 }
 
@@ -49,7 +78,7 @@ pub const fn test(name: &'static str, seconds: u64, run: fn(&Lab) -> Result) -> 
         name,
         seconds,
         on: |_| true,
-        once: false,
+        scope: Scope::All,
         run,
     }
 }

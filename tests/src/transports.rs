@@ -3,22 +3,37 @@
 
 use crate::check::{Result, contains, ensure, equal, fail, number, value};
 use crate::lab::{Lab, text};
+use crate::machines::Difference;
 use crate::runner::{Test, test};
 
 /// The tests of this theme.
 pub const TESTS: &[Test] = &[
-    test("pci-with-messages-and-entropy", 150, pci).on(|m| m.has_messages()),
-    test("pci-with-wires", 150, wires),
-    test("mmio", 150, mmio).on(|m| m.has_transport("mmio")),
+    test("pci-with-messages-and-entropy", 150, pci)
+        .on(|m| m.has_messages())
+        .about(Difference::Interrupts),
+    test("pci-with-wires", 150, wires).about(Difference::Interrupts),
+    test("mmio", 150, mmio)
+        .on(|m| m.has_transport("mmio"))
+        .about(Difference::Interrupts),
     test("no-entropy-device", 150, no_entropy).once(),
     test("irqchip-gicv3-its", 150, |lab| controller(lab, "gicv3-its"))
-        .on(|m| m.irqchip("gicv3-its").is_some()),
-    test("irqchip-gicv3", 150, |lab| controller(lab, "gicv3")).on(|m| m.irqchip("gicv3").is_some()),
+        .on(|m| m.irqchip("gicv3-its").is_some())
+        .about(Difference::Interrupts),
+    test("irqchip-gicv3", 150, |lab| controller(lab, "gicv3"))
+        .on(|m| m.irqchip("gicv3").is_some())
+        .about(Difference::Interrupts),
     test("irqchip-gicv2m", 150, |lab| controller(lab, "gicv2m"))
-        .on(|m| m.irqchip("gicv2m").is_some()),
-    test("irqchip-gicv2", 150, |lab| controller(lab, "gicv2")).on(|m| m.irqchip("gicv2").is_some()),
-    test("irqchip-aia", 150, |lab| controller(lab, "aia")).on(|m| m.irqchip("aia").is_some()),
-    test("irqchip-plic", 150, |lab| controller(lab, "plic")).on(|m| m.irqchip("plic").is_some()),
+        .on(|m| m.irqchip("gicv2m").is_some())
+        .about(Difference::Interrupts),
+    test("irqchip-gicv2", 150, |lab| controller(lab, "gicv2"))
+        .on(|m| m.irqchip("gicv2").is_some())
+        .about(Difference::Interrupts),
+    test("irqchip-aia", 150, |lab| controller(lab, "aia"))
+        .on(|m| m.irqchip("aia").is_some())
+        .about(Difference::Interrupts),
+    test("irqchip-plic", 150, |lab| controller(lab, "plic"))
+        .on(|m| m.irqchip("plic").is_some())
+        .about(Difference::Interrupts),
 ];
 
 const MIB: usize = 1 << 20;
