@@ -5,6 +5,7 @@ mod args;
 mod doctor;
 mod exec;
 mod guest;
+mod logger;
 mod plan;
 mod print;
 mod run;
@@ -25,7 +26,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return usage_error(&error),
     };
-    log_to_stderr(cli.verbose);
+    logger::install(cli.verbose);
     let result = match cli.command {
         Command::Run(args) => run::run(&args),
         Command::Plan(args) => plan::plan(&args),
@@ -49,10 +50,12 @@ fn main() -> ExitCode {
                 .map_err(|error| format!("standard output: {error}")),
         },
     };
-    result.unwrap_or_else(|message| {
+    let code = result.unwrap_or_else(|message| {
         print::error(format_args!("{message}"));
         ExitCode::FAILURE
-    })
+    });
+    print::flush();
+    code
 }
 
 /// Prints help where it was asked for, and otherwise what is wrong, in one line.
@@ -72,33 +75,6 @@ fn one_line(text: &str) -> String {
     });
     let words: Vec<_> = lines.filter(|line| !line.is_empty()).collect();
     words.join(" ")
-}
-
-/// Warnings always, more with each `-v`.
-fn log_to_stderr(verbose: u8) {
-    struct Stderr;
-
-    impl log::Log for Stderr {
-        fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-            metadata.level() <= log::max_level()
-        }
-
-        fn log(&self, record: &log::Record<'_>) {
-            if self.enabled(record.metadata()) {
-                print::notice(*record.args());
-            }
-        }
-
-        fn flush(&self) {}
-    }
-
-    log::set_max_level(match verbose {
-        0 => log::LevelFilter::Warn,
-        1 => log::LevelFilter::Info,
-        _ => log::LevelFilter::Debug,
-    });
-    // Fails only when a logger is set already, which nothing else does.
-    let _ = log::set_logger(&Stderr);
 }
 
 #[cfg(test)]

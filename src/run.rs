@@ -1,5 +1,6 @@
 //! `crossvisor run`.
 
+use std::panic;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -63,6 +64,8 @@ fn run_to_end(args: &RunArgs, status: &Status) -> Result<(), String> {
     let resources = resources(args, &config, status).map_err(text)?;
 
     let (requests, events) = Requests::new();
+    print::queue()?;
+    end_on_panic(&requests);
     forward_signals(&requests)?;
     let input = InputSlot::default();
     let mut raw = None;
@@ -148,6 +151,20 @@ fn resources(
     Resources::open(config, ConsoleOutput::Stderr, ports)
 }
 
+/// Ends the VM when one of its threads panics, which is a bug of ours: a device
+/// that is gone without a word would be worse.
+fn end_on_panic(requests: &Requests) {
+    let requests = requests.clone();
+    let report = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        let thread = thread::current();
+        let name = thread.name().unwrap_or("without a name");
+        let reason = format!("internal error: the thread {name} panicked");
+        requests.end(End::Crash(reason));
+        report(info);
+    }));
+}
+
 /// SIGTERM and SIGHUP ask the guest to power off, and end it when they come
 /// again; SIGINT ends it when it comes twice. What stops or ends the process at
 /// once finds the terminal as it was.
@@ -182,4 +199,29 @@ fn forward_signals(requests: &Requests) -> Result<(), String> {
         .spawn(body)
         .map_err(|error| format!("thread for signals: {error}"))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_ends_the_vm() {
+        let (requests, events) = Requests::new();
+        let before = panic::take_hook();
+        // Not to be mistaken for a test that failed.
+        panic::set_hook(Box::new(|_| ()));
+        end_on_panic(&requests);
+        let worker = thread::Builder::new().name("disk0-q0".into());
+        let worker = worker.spawn(|| panic!("a bug")).unwrap();
+        assert!(worker.join().is_err());
+        panic::set_hook(before);
+        match events.recv().unwrap() {
+            Event::End {
+                end: End::Crash(reason),
+                ..
+            } => assert!(reason.contains("disk0-q0"), "{reason}"),
+            other => panic!("{other:?}"),
+        }
+    }
 }
