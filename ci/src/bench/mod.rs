@@ -213,7 +213,14 @@ impl Bench<'_> {
                 Contender {
                     name: self.peer.name,
                     program: peer,
-                    arguments: self.peer.arguments.iter().map(fill).collect(),
+                    arguments: self
+                        .peer
+                        .arguments
+                        .iter()
+                        .copied()
+                        .flatten()
+                        .map(fill)
+                        .collect(),
                 },
             ],
             cpus: &CPUS,

@@ -24,14 +24,39 @@ pub struct Peer {
     pub program: &'static str,
     /// Other files that it opens, each in the package or what that depends on.
     pub data: &'static [&'static str],
-    /// Its arguments. `{kernel}`, `{initrd}`, `{cpus}`, `{memory}` (in MiB) and
+    /// Its arguments, in pieces. `{kernel}`, `{initrd}`, `{cpus}`, `{memory}` (in MiB) and
     /// `{cmdline}` stand for the run's own. The console is its standard output.
-    pub arguments: &'static [&'static str],
+    pub arguments: &'static [&'static [&'static str]],
     /// What its kernel calls the console.
     pub console: &'static str,
     /// The part of its boot time that crossvisor is to take at most.
     pub aim: Option<f64>,
 }
+
+/// What every QEMU is told besides its machine.
+const QEMU: &[&str] = &[
+    "-accel",
+    "kvm",
+    "-cpu",
+    "host",
+    "-smp",
+    "{cpus}",
+    "-m",
+    "{memory}M",
+    "-nodefaults",
+    "-no-user-config",
+    "-no-reboot",
+    "-display",
+    "none",
+    "-serial",
+    "stdio",
+    "-kernel",
+    "{kernel}",
+    "-initrd",
+    "{initrd}",
+    "-append",
+    "{cmdline}",
+];
 
 /// Every peer. Each is set up as its documentation advises for a start without
 /// detours: devices that the guest does not need are left out, the kernel is
@@ -45,32 +70,14 @@ pub const PEERS: [Peer; 3] = [
         program: "usr/bin/qemu-system-x86_64-microvm",
         data: &["usr/share/qemu/qboot.rom"],
         arguments: &[
-            // Without an RTC, Debian's kernel waits for one.
-            "-M",
-            "microvm,x-option-roms=off,pic=off,pit=off,rtc=on",
-            "-bios",
-            "qboot.rom",
-            "-accel",
-            "kvm",
-            "-cpu",
-            "host",
-            "-smp",
-            "{cpus}",
-            "-m",
-            "{memory}M",
-            "-nodefaults",
-            "-no-user-config",
-            "-no-reboot",
-            "-display",
-            "none",
-            "-serial",
-            "stdio",
-            "-kernel",
-            "{kernel}",
-            "-initrd",
-            "{initrd}",
-            "-append",
-            "{cmdline}",
+            &[
+                // Without an RTC, Debian's kernel waits for one.
+                "-M",
+                "microvm,x-option-roms=off,pic=off,pit=off,rtc=on",
+                "-bios",
+                "qboot.rom",
+            ],
+            QEMU,
         ],
         console: "ttyS0",
         aim: Some(0.45),
@@ -81,31 +88,7 @@ pub const PEERS: [Peer; 3] = [
         package: "qemu-system-arm",
         program: "usr/bin/qemu-system-aarch64",
         data: &[],
-        arguments: &[
-            "-M",
-            "virt,gic-version=host",
-            "-accel",
-            "kvm",
-            "-cpu",
-            "host",
-            "-smp",
-            "{cpus}",
-            "-m",
-            "{memory}M",
-            "-nodefaults",
-            "-no-user-config",
-            "-no-reboot",
-            "-display",
-            "none",
-            "-serial",
-            "stdio",
-            "-kernel",
-            "{kernel}",
-            "-initrd",
-            "{initrd}",
-            "-append",
-            "{cmdline}",
-        ],
+        arguments: &[&["-M", "virt,gic-version=host"], QEMU],
         console: "ttyAMA0",
         aim: None,
     },
@@ -115,31 +98,7 @@ pub const PEERS: [Peer; 3] = [
         package: "qemu-system-riscv",
         program: "usr/bin/qemu-system-riscv64",
         data: &[],
-        arguments: &[
-            "-M",
-            "virt,aia=aplic-imsic",
-            "-accel",
-            "kvm",
-            "-cpu",
-            "host",
-            "-smp",
-            "{cpus}",
-            "-m",
-            "{memory}M",
-            "-nodefaults",
-            "-no-user-config",
-            "-no-reboot",
-            "-display",
-            "none",
-            "-serial",
-            "stdio",
-            "-kernel",
-            "{kernel}",
-            "-initrd",
-            "{initrd}",
-            "-append",
-            "{cmdline}",
-        ],
+        arguments: &[&["-M", "virt,aia=aplic-imsic"], QEMU],
         console: "ttyS0",
         aim: None,
     },
@@ -218,7 +177,7 @@ mod tests {
     fn peers_are_on_architectures_of_the_lab_and_take_what_a_run_gives() {
         for peer in &PEERS {
             Target::named(peer.arch).unwrap();
-            let line = peer.arguments.join(" ");
+            let line = peer.arguments.concat().join(" ");
             for word in ["{kernel}", "{initrd}", "{cpus}", "{memory}", "{cmdline}"] {
                 assert!(line.contains(word), "{}: no {word}", peer.name);
             }
