@@ -12,6 +12,9 @@ use super::layout::{self, name};
 use super::{host, isa};
 use crate::shared::fdt::{self as shared, Loading, PciInterrupts, PciMessages, reg};
 
+/// The bus that the devices are on.
+const SOC: &str = "soc";
+
 // Phandles.
 /// The controller of the wires: PLIC or APLIC.
 const WIRES: u32 = 1;
@@ -65,13 +68,20 @@ fn write(contents: &Contents<'_>, loading: &Loading) -> FdtWriterResult<Vec<u8>>
     fdt.property_string("model", "crossvisor")?;
     fdt.property_u32("#address-cells", 2)?;
     fdt.property_u32("#size-cells", 2)?;
-    fdt.property_u32("interrupt-parent", WIRES)?;
     let uart = plan.region(name::UART);
     let stdout = uart.filter(|_| contents.console == Console::Native);
-    let stdout = stdout.map(|uart| format!("/{}", shared::uart_name(uart)));
+    let stdout = stdout.map(|uart| format!("/{SOC}/{}", shared::uart_name(uart)));
     shared::chosen(&mut fdt, &plan.cmdline, stdout.as_deref(), loading)?;
     shared::memory(&mut fdt, &plan.memory)?;
     cpus(&mut fdt, contents)?;
+    // A bus of their own: Linux takes an interrupt parent of the root's for that
+    // of the vCPUs' own controllers, too, and finds none to begin with.
+    let soc = fdt.begin_node(SOC)?;
+    fdt.property_string("compatible", "simple-bus")?;
+    fdt.property_u32("#address-cells", 2)?;
+    fdt.property_u32("#size-cells", 2)?;
+    fdt.property_null("ranges")?;
+    fdt.property_u32("interrupt-parent", WIRES)?;
     plic(&mut fdt, plan)?;
     imsics(&mut fdt, contents)?;
     aplic(&mut fdt, plan)?;
@@ -100,6 +110,7 @@ fn write(contents: &Contents<'_>, loading: &Loading) -> FdtWriterResult<Vec<u8>>
         };
         shared::pci(&mut fdt, root, &interrupts)?;
     }
+    fdt.end_node(soc)?;
     fdt.end_node(root)?;
     fdt.finish()
 }

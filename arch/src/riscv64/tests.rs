@@ -149,17 +149,22 @@ fn the_tree_tells_the_plan() {
             let memory = child(&root, "memory@80000000");
             assert_eq!(ranges(&memory, "reg"), machine.plan().memory);
             let pins = check_cpus(&root, cpus, irqchip);
-            check_irqchip(&root, irqchip, &pins);
-            check_pci(&root, irqchip);
+            let soc = child(&root, "soc");
+            assert!(has(&soc, "ranges"));
+            check_irqchip(&soc, irqchip, &pins);
+            check_pci(&soc, irqchip);
             let kind: &[u32] = if irqchip == Irqchip::Aia { &[1] } else { &[] };
-            let uart = child(&root, "serial@");
+            let uart = child(&soc, "serial@");
             assert_eq!(ranges(&uart, "reg"), [layout::UART]);
             assert_eq!(cells(&uart, "interrupts"), [&[5], kind].concat());
-            let rtc = child(&root, "rtc@");
+            let rtc = child(&soc, "rtc@");
             assert_eq!(text(&rtc, "compatible"), "google,goldfish-rtc");
             assert_eq!(cells(&rtc, "interrupts"), [&[6], kind].concat());
             let chosen = child(&root, "chosen");
-            assert_eq!(text(&chosen, "stdout-path"), format!("/{}", uart.name()));
+            assert_eq!(
+                text(&chosen, "stdout-path"),
+                format!("/soc/{}", uart.name())
+            );
             assert_eq!(text(&chosen, "bootargs"), machine.plan().cmdline);
             assert!(!has(&chosen, "kaslr-seed") && !has(&chosen, "linux,initrd-start"));
         }
@@ -168,6 +173,8 @@ fn the_tree_tells_the_plan() {
 
 /// Checks the vCPUs, and returns the phandles of their interrupt controllers.
 fn check_cpus(root: &FdtNode<'_>, cpus: u32, irqchip: Irqchip) -> Vec<u32> {
+    // Or else it would be these controllers' as well, see the tree's builder.
+    assert!(!has(root, "interrupt-parent"));
     let node = child(root, "cpus");
     assert_eq!(cells(&node, "timebase-frequency"), [10_000_000]);
     let pins: Vec<u32> = (0..)
@@ -192,9 +199,9 @@ fn check_cpus(root: &FdtNode<'_>, cpus: u32, irqchip: Irqchip) -> Vec<u32> {
     pins
 }
 
-fn check_irqchip(root: &FdtNode<'_>, irqchip: Irqchip, pins: &[u32]) {
-    let wires = child(root, "interrupt-controller@c000000");
-    assert_eq!(cells(root, "interrupt-parent"), cells(&wires, "phandle"));
+fn check_irqchip(soc: &FdtNode<'_>, irqchip: Irqchip, pins: &[u32]) {
+    let wires = child(soc, "interrupt-controller@c000000");
+    assert_eq!(cells(soc, "interrupt-parent"), cells(&wires, "phandle"));
     let pins: Vec<u32> = pins.iter().flat_map(|pin| [*pin, 9]).collect();
     match irqchip {
         Irqchip::Plic => {
@@ -203,13 +210,13 @@ fn check_irqchip(root: &FdtNode<'_>, irqchip: Irqchip, pins: &[u32]) {
             assert_eq!(cells(&wires, "interrupts-extended"), pins);
             let size = 0x20_0000 + pins.len() as u64 / 2 * 0x1000;
             assert_eq!(ranges(&wires, "reg")[0].size, size);
-            let mut children = root.children();
+            let mut children = soc.children();
             assert!(!children.any(|node| has(&node, "msi-controller")));
         }
         Irqchip::Aia => {
             assert_eq!(text(&wires, "compatible"), "riscv,aplic");
             assert_eq!(cells(&wires, "riscv,num-sources"), [96]);
-            let imsics = child(root, "interrupt-controller@28000000");
+            let imsics = child(soc, "interrupt-controller@28000000");
             assert_eq!(cells(&wires, "msi-parent"), cells(&imsics, "phandle"));
             assert_eq!(cells(&imsics, "riscv,num-ids"), [255]);
             assert_eq!(cells(&imsics, "interrupts-extended"), pins);
@@ -219,8 +226,8 @@ fn check_irqchip(root: &FdtNode<'_>, irqchip: Irqchip, pins: &[u32]) {
     }
 }
 
-fn check_pci(root: &FdtNode<'_>, irqchip: Irqchip) {
-    let pci = child(root, "pcie@30000000");
+fn check_pci(soc: &FdtNode<'_>, irqchip: Irqchip) {
+    let pci = child(soc, "pcie@30000000");
     assert_eq!(has(&pci, "msi-parent"), irqchip == Irqchip::Aia);
     // Device 2, INTB: two wires on from INTB, which is the first again.
     let map = cells(&pci, "interrupt-map");
@@ -248,7 +255,8 @@ fn mmio_devices_have_nodes() {
         let machine = machine(&config);
         let blob = tree(&machine);
         let root = Fdt::new(&blob).unwrap().root();
-        let mut nodes = root
+        let soc = child(&root, "soc");
+        let mut nodes = soc
             .children()
             .filter(|child| child.name().starts_with("virtio_mmio@"));
         for device in &machine.plan().devices {
@@ -260,7 +268,7 @@ fn mmio_devices_have_nodes() {
             assert_eq!(cells(&node, "interrupts")[0], gsi);
         }
         assert!(nodes.next().is_none());
-        let mut children = root.children();
+        let mut children = soc.children();
         assert!(!children.any(|child| child.name().starts_with("pcie")));
     }
 }
