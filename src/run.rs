@@ -83,6 +83,8 @@ fn run_to_end(args: &RunArgs, status: &Status) -> Result<(), String> {
         let end = vm.run(&events).map_err(text)?;
         input.set(None);
         if end != End::Reset {
+            // The console's last lines, while the terminal is still its own.
+            drop(resources);
             drop(raw);
             return match end {
                 End::PowerOff | End::Quit | End::Reset => Ok(()),
@@ -141,12 +143,9 @@ fn resources(
     }
     let ports = vec![
         Port::stdin(exec::STDIN),
-        Port::stdout(exec::STDOUT),
-        Port::stderr(exec::STDERR),
-        Port::writer(exec::STATUS, {
-            let status = status.clone();
-            move || Ok(Box::new(status.clone()))
-        }),
+        Port::stdout(exec::STDOUT)?,
+        Port::stderr(exec::STDERR)?,
+        Port::writer(exec::STATUS, Box::new(status.clone()))?,
     ];
     Resources::open(config, ConsoleOutput::Stderr, ports)
 }

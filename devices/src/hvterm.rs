@@ -3,7 +3,7 @@
 //! carry up to 16 characters each.
 
 use std::collections::VecDeque;
-use std::io::{self, Write};
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ const RX_CAPACITY: usize = 256;
 /// A virtual terminal with an edge-triggered interrupt for input.
 pub struct Hvterm {
     state: Mutex<State>,
-    output: Output,
+    output: Arc<Output>,
     room: EventFd,
     irq: Arc<dyn IrqLine>,
 }
@@ -41,11 +41,11 @@ impl Hvterm {
     /// A terminal that interrupts through `irq` and prints to `output`.
     ///
     /// # Errors
-    /// The output's thread or an event could not be made.
-    pub fn new(irq: Arc<dyn IrqLine>, output: Box<dyn Write + Send>) -> io::Result<Self> {
+    /// An event could not be made.
+    pub fn new(irq: Arc<dyn IrqLine>, output: Arc<Output>) -> io::Result<Self> {
         Ok(Self {
             state: Mutex::default(),
-            output: Output::new("hvterm-out", output)?,
+            output,
             room: EventFd::new(EFD_NONBLOCK)?,
             irq,
         })
@@ -107,13 +107,13 @@ impl ConsoleInput for Hvterm {
 mod tests {
     use super::*;
     use crate::output::CAPACITY;
-    use crate::output::tests::Blocked;
+    use crate::output::tests::{Blocked, output};
     use crate::testing::Wire;
 
     #[derive(Clone, Default)]
     struct Sink(Arc<Mutex<Vec<u8>>>);
 
-    impl Write for Sink {
+    impl io::Write for Sink {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.0.lock().unwrap().extend(bytes);
             Ok(bytes.len())
@@ -127,7 +127,7 @@ mod tests {
     #[test]
     fn prints_what_is_put() {
         let sink = Sink::default();
-        let terminal = Hvterm::new(Arc::new(Wire::default()), Box::new(sink.clone())).unwrap();
+        let terminal = Hvterm::new(Arc::new(Wire::default()), output(&sink)).unwrap();
         terminal.put(b"hello, ");
         terminal.put(b"");
         terminal.put(b"world");
@@ -138,7 +138,7 @@ mod tests {
     #[test]
     fn a_guest_goes_on_when_nobody_takes_what_it_prints() {
         let sink = Blocked::default();
-        let terminal = Hvterm::new(Arc::new(Wire::default()), Box::new(sink.clone())).unwrap();
+        let terminal = Hvterm::new(Arc::new(Wire::default()), output(&sink)).unwrap();
         for _ in 0..2 * CAPACITY / MAX_CHARS {
             terminal.put(&[b'x'; MAX_CHARS]);
         }
@@ -149,7 +149,7 @@ mod tests {
     #[test]
     fn input_interrupts_once_until_it_is_taken() {
         let wire = Arc::new(Wire::default());
-        let terminal = Hvterm::new(wire.clone(), Box::new(io::sink())).unwrap();
+        let terminal = Hvterm::new(wire.clone(), Arc::new(Output::nowhere().unwrap())).unwrap();
         assert_eq!(terminal.push(b""), 0);
         assert_eq!(wire.edges(), 0);
         assert_eq!(terminal.push(b"0123456789"), 10);
@@ -164,7 +164,11 @@ mod tests {
 
     #[test]
     fn full_input_takes_no_more_and_says_when_it_does() {
-        let terminal = Hvterm::new(Arc::new(Wire::default()), Box::new(io::sink())).unwrap();
+        let terminal = Hvterm::new(
+            Arc::new(Wire::default()),
+            Arc::new(Output::nowhere().unwrap()),
+        )
+        .unwrap();
         assert_eq!(terminal.push(&[b'x'; 300]), RX_CAPACITY);
         assert_eq!(terminal.push(b"y"), 0);
         assert!(terminal.room().read().is_err());

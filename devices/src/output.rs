@@ -58,6 +58,8 @@ struct State {
     /// Somebody waits for the bytes to leave.
     urgent: bool,
     closed: bool,
+    /// There is no sink.
+    nowhere: bool,
 }
 
 impl Shared {
@@ -85,25 +87,44 @@ impl Output {
         sink: Box<dyn Write + Send>,
         delay: Duration,
     ) -> io::Result<Self> {
-        let room = EventFd::new(EFD_NONBLOCK)?;
-        let shared = Arc::new(Shared {
-            state: Mutex::default(),
-            work: Condvar::new(),
-            progress: Condvar::new(),
-            lost: AtomicU64::new(0),
-        });
-        let thread_shared = Arc::clone(&shared);
-        let thread_room = room.try_clone()?;
+        let output = Self::idle()?;
+        let shared = Arc::clone(&output.shared);
+        let room = output.room.try_clone()?;
         thread::Builder::new()
             .name(name.to_owned())
-            .spawn(move || drain(&thread_shared, &thread_room, sink, delay))?;
-        Ok(Self { shared, room })
+            .spawn(move || drain(&shared, &room, sink, delay))?;
+        Ok(output)
+    }
+
+    /// Takes all there is, and writes it nowhere.
+    ///
+    /// # Errors
+    /// The event could not be made.
+    pub fn nowhere() -> io::Result<Self> {
+        let output = Self::idle()?;
+        output.shared.lock().nowhere = true;
+        Ok(output)
+    }
+
+    fn idle() -> io::Result<Self> {
+        Ok(Self {
+            shared: Arc::new(Shared {
+                state: Mutex::default(),
+                work: Condvar::new(),
+                progress: Condvar::new(),
+                lost: AtomicU64::new(0),
+            }),
+            room: EventFd::new(EFD_NONBLOCK)?,
+        })
     }
 
     /// Takes as many of `bytes` as there is room for, and returns how many.
     /// When that is not all, [`room`](Self::room) is signalled later.
     pub fn push(&self, bytes: &[u8]) -> usize {
         let mut state = self.shared.lock();
+        if state.nowhere {
+            return bytes.len();
+        }
         let taken = bytes.len().min(CAPACITY.saturating_sub(state.bytes.len()));
         state.bytes.extend(bytes.iter().take(taken));
         if taken < bytes.len() {
@@ -298,6 +319,11 @@ pub(crate) mod tests {
         }
     }
 
+    /// An output to `sink`.
+    pub(crate) fn output(sink: &(impl Write + Clone + Send + 'static)) -> Arc<Output> {
+        Arc::new(Output::new("out", Box::new(sink.clone())).unwrap())
+    }
+
     struct Failing;
 
     impl Write for Failing {
@@ -405,6 +431,16 @@ pub(crate) mod tests {
         io::Read::read_exact(&mut reader, &mut got).unwrap();
         assert_eq!(got, expected);
         assert_eq!(pusher.join().unwrap(), 0);
+    }
+
+    #[test]
+    fn nowhere_takes_all() {
+        let output = Output::nowhere().unwrap();
+        for _ in 0..10 {
+            assert_eq!(output.push(&[1; CAPACITY]), CAPACITY);
+        }
+        assert!(output.flush(Duration::ZERO));
+        assert_eq!(output.lost(), 0);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! raises one when it does.
 
 use std::collections::VecDeque;
-use std::io::{self, Write};
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,8 +22,6 @@ pub const REGISTERS: u64 = 8;
 
 /// How long a vCPU waits for a full output buffer before bytes are dropped.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How long a byte may wait for others before it goes to the host.
-const COLLECT_TIME: Duration = Duration::from_millis(1);
 /// Input that the device holds, beyond the 16 bytes of the real FIFO.
 const RX_CAPACITY: usize = 256;
 
@@ -74,7 +72,7 @@ const RESET_DIVISOR: u16 = 12;
 /// a thread of its own.
 pub struct Serial {
     state: Mutex<State>,
-    output: Output,
+    output: Arc<Output>,
     room: EventFd,
     irq: Arc<dyn IrqLine>,
     shift: u8,
@@ -128,12 +126,8 @@ impl Serial {
     /// registers are `1 << shift` bytes apart.
     ///
     /// # Errors
-    /// The output's thread or an event could not be made.
-    pub fn new(
-        irq: Arc<dyn IrqLine>,
-        output: Box<dyn Write + Send>,
-        shift: u8,
-    ) -> io::Result<Self> {
+    /// An event could not be made.
+    pub fn new(irq: Arc<dyn IrqLine>, output: Arc<Output>, shift: u8) -> io::Result<Self> {
         Ok(Self {
             state: Mutex::new(State {
                 rx: VecDeque::with_capacity(RX_CAPACITY),
@@ -147,7 +141,7 @@ impl Serial {
                 scratch: 0,
                 divisor: RESET_DIVISOR,
             }),
-            output: Output::collecting("serial-out", output, COLLECT_TIME)?,
+            output,
             room: EventFd::new(EFD_NONBLOCK)?,
             irq,
             shift,
@@ -325,7 +319,7 @@ impl ConsoleInput for Serial {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::output::tests::Captured;
+    use crate::output::tests::{Captured, output};
     use crate::testing::Wire;
 
     struct Setup {
@@ -337,7 +331,7 @@ mod tests {
     fn setup(shift: u8) -> Setup {
         let wire = Arc::new(Wire::default());
         let sink = Captured::default();
-        let serial = Serial::new(wire.clone(), Box::new(sink.clone()), shift).unwrap();
+        let serial = Serial::new(wire.clone(), output(&sink), shift).unwrap();
         Setup { serial, wire, sink }
     }
 

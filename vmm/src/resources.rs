@@ -4,9 +4,11 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crossvisor_devices::chardev::ConsoleInput;
 use crossvisor_devices::disk::{DiskOptions, RawDisk};
+use crossvisor_devices::output::Output;
 use crossvisor_devices::tap::Tap;
 use crossvisor_devices::virtio::block::{Block, BlockOptions};
 use crossvisor_devices::virtio::console::{ConsoleOptions, Outputs};
@@ -29,6 +31,10 @@ pub enum ConsoleOutput {
     Stderr,
 }
 
+/// How long a byte may wait for others before it goes to the host: guests print
+/// byte by byte.
+const COLLECT_TIME: Duration = Duration::from_millis(1);
+
 impl ConsoleOutput {
     fn open(self) -> Result<Box<dyn Write + Send>> {
         match self {
@@ -36,6 +42,17 @@ impl ConsoleOutput {
             ConsoleOutput::Stderr => duplicate(io::stderr().as_fd()),
         }
     }
+
+    fn output(self) -> Result<Arc<Output>> {
+        let output = Output::collecting("console-out", self.open()?, COLLECT_TIME);
+        made("the console's output", output)
+    }
+}
+
+fn made(what: &str, output: io::Result<Output>) -> Result<Arc<Output>> {
+    output
+        .map(Arc::new)
+        .map_err(|source| Error::io(what, source))
 }
 
 /// A descriptor of our own for one of the standard streams: unbuffered, and
@@ -46,14 +63,12 @@ fn duplicate(stream: BorrowedFd<'_>) -> Result<Box<dyn Write + Send>> {
     Ok(Box::new(File::from(stream)))
 }
 
-type Opener = Arc<dyn Fn() -> Result<Box<dyn Write + Send>> + Send + Sync>;
-
 /// A named console port, and what is at the host's end of it.
 #[derive(Clone)]
 pub struct Port {
     name: String,
     stdin: bool,
-    output: Option<Opener>,
+    output: Option<Arc<Output>>,
 }
 
 impl Port {
@@ -67,25 +82,32 @@ impl Port {
     }
 
     /// A port that writes to standard output.
-    pub fn stdout(name: &str) -> Self {
-        Self::writer(name, || ConsoleOutput::Stdout.open())
+    ///
+    /// # Errors
+    /// As for [`writer`](Self::writer).
+    pub fn stdout(name: &str) -> Result<Self> {
+        Self::writer(name, ConsoleOutput::Stdout.open()?)
     }
 
     /// A port that writes to standard error.
-    pub fn stderr(name: &str) -> Self {
-        Self::writer(name, || ConsoleOutput::Stderr.open())
+    ///
+    /// # Errors
+    /// As for [`writer`](Self::writer).
+    pub fn stderr(name: &str) -> Result<Self> {
+        Self::writer(name, ConsoleOutput::Stderr.open()?)
     }
 
-    /// A port that writes to what `open` makes, anew for each run of the VM.
-    pub fn writer(
-        name: &str,
-        open: impl Fn() -> Result<Box<dyn Write + Send>> + Send + Sync + 'static,
-    ) -> Self {
-        Self {
+    /// A port that writes to `sink`, from the first run of the VM to the last.
+    ///
+    /// # Errors
+    /// The host lacks a descriptor or a thread for it.
+    pub fn writer(name: &str, sink: Box<dyn Write + Send>) -> Result<Self> {
+        let output = made(name, Output::new("port-out", sink))?;
+        Ok(Self {
             name: name.into(),
             stdin: false,
-            output: Some(Arc::new(open)),
-        }
+            output: Some(output),
+        })
     }
 }
 
@@ -102,7 +124,7 @@ impl Port {
         Ok(virtio::console::Port {
             name: self.name.clone(),
             input,
-            output: self.output.as_ref().map(|open| open()).transpose()?,
+            output: self.output.clone(),
             on_open: None,
         })
     }
@@ -111,7 +133,10 @@ impl Port {
 /// What of the host's a VM uses.
 pub struct Resources {
     config: VmConfig,
-    output: ConsoleOutput,
+    /// Where the guest's console prints. A reader that does not read holds it
+    /// up once, not each run anew.
+    console: Arc<Output>,
+    nowhere: Arc<Output>,
     ports: Vec<Port>,
     disks: Vec<Arc<RawDisk>>,
     taps: Vec<Arc<Tap>>,
@@ -159,9 +184,15 @@ impl Resources {
                 .map(Arc::new)
                 .map_err(|error| Error::Boot(format!("--net: {error}")))
         });
+        let nowhere = made("the console's output", Output::nowhere())?;
+        let console = match config.console {
+            Console::None => nowhere.clone(),
+            _ => output.output()?,
+        };
         Ok(Self {
             config: config.clone(),
-            output,
+            console,
+            nowhere,
             ports,
             disks: disks.collect::<Result<_>>()?,
             taps: taps.collect::<Result<_>>()?,
@@ -178,12 +209,17 @@ impl Resources {
         self.config.console == Console::Native
     }
 
-    /// Where the machine's own console prints; `None` when the console is
+    /// Where the machine's own console prints: nowhere when the console is
     /// another device or there is none.
-    pub(crate) fn native_console(&self) -> Result<Option<Box<dyn Write + Send>>> {
-        self.console_is_native()
-            .then(|| self.output.open())
-            .transpose()
+    pub(crate) fn native_console(&self) -> Arc<Output> {
+        self.console_of(Console::Native)
+    }
+
+    fn console_of(&self, kind: Console) -> Arc<Output> {
+        match self.config.console == kind {
+            true => self.console.clone(),
+            false => self.nowhere.clone(),
+        }
     }
 
     /// Makes the device that the plan calls for.
@@ -229,15 +265,11 @@ impl Resources {
     fn console(&self, planned: &Device) -> Result<Made> {
         let failed = |source| Error::io(planned.name.clone(), source);
         let ours = self.config.console == Console::Virtio;
-        let output = match ours {
-            true => self.output.open()?,
-            false => Box::new(io::sink()),
-        };
         let size = tcgetwinsize(io::stdout()).ok();
         let size = size.map(|size| (size.ws_col, size.ws_row));
         let ports = self.ports.iter().map(Port::open);
         let options = ConsoleOptions {
-            output,
+            output: self.console_of(Console::Virtio),
             size: size.filter(|_| ours),
             ports: ports.collect::<Result<_>>()?,
         };

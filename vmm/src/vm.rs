@@ -99,7 +99,7 @@ impl Vm {
             lines: None,
             shared: BTreeMap::new(),
             native_console: resources.console_is_native(),
-            console_output: resources.native_console()?,
+            console_output: resources.native_console(),
             console_input: None,
             power_button: None,
         };

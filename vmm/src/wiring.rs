@@ -1,7 +1,7 @@
 //! Where a machine's own devices are put into the VM that is being built.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io;
 use std::sync::Arc;
 
 use crossvisor_devices::GuestMem;
@@ -10,6 +10,7 @@ use crossvisor_devices::chardev::ConsoleInput;
 use crossvisor_devices::css::ChannelSubsystem;
 use crossvisor_devices::irq::{IrqLine, SharedLine};
 use crossvisor_devices::notify::{Doorbell, Doorbells};
+use crossvisor_devices::output::Output;
 use crossvisor_devices::pci::root::PciRoot;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -57,7 +58,7 @@ pub struct Wiring {
     pub(crate) shared: BTreeMap<u32, Arc<SharedLine>>,
     /// Whether the guest's console is the machine's own.
     pub(crate) native_console: bool,
-    pub(crate) console_output: Option<Box<dyn Write + Send>>,
+    pub(crate) console_output: Arc<Output>,
     pub(crate) console_input: Option<Arc<dyn ConsoleInput>>,
     pub(crate) power_button: Option<Box<dyn Fn() + Send + Sync>>,
 }
@@ -161,9 +162,8 @@ impl Wiring {
 
     /// Where the machine's own console prints: the user's terminal, or nowhere
     /// when the console is another device.
-    pub fn console_output(&mut self) -> Box<dyn Write + Send> {
-        let output = self.console_output.take();
-        output.unwrap_or_else(|| Box::new(io::sink()))
+    pub fn console_output(&self) -> Arc<Output> {
+        self.console_output.clone()
     }
 
     /// The input of the machine's own console: what the user types goes there

@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use crossvisor_devices::GuestMem;
 use crossvisor_devices::chardev::ConsoleInput;
 use crossvisor_devices::irq::IrqLine;
+use crossvisor_devices::output::Output;
 use crossvisor_vmm::double::ScriptedVm;
 use crossvisor_vmm::exit::{NoLogicalMemory, RUN_UNION_SIZE, SYNC_REGS_SIZE};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -45,7 +46,13 @@ struct Scene {
 fn scene() -> Scene {
     let vm = ScriptedVm::default();
     let sink = Sink::default();
-    let terminal = Arc::new(Hvterm::new(Arc::new(NoWire), Box::new(sink.clone())).unwrap());
+    let terminal = Arc::new(
+        Hvterm::new(
+            Arc::new(NoWire),
+            Arc::new(Output::new("terminal", Box::new(sink.clone())).unwrap()),
+        )
+        .unwrap(),
+    );
     let ranges = [(GuestAddress(0), 1 << 20)];
     let memory = GuestMem::new(GuestMemoryMmap::from_ranges(&ranges).unwrap());
     let events = Arc::new(Events::new(Arc::new(NoWire)));

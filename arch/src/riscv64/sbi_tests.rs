@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crossvisor_devices::chardev::ConsoleInput;
 use crossvisor_devices::irq::IrqLine;
+use crossvisor_devices::output::Output;
 use crossvisor_vmm::exit::{End, NoLogicalMemory, SYNC_REGS_SIZE};
 use vm_memory::GuestMemoryMmap;
 
@@ -46,7 +47,12 @@ impl Scene {
     fn new() -> Self {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(RAM), RAM_SIZE)]).unwrap();
         let screen = Screen::default();
-        let line = Serial::new(Arc::new(NoWire), Box::new(screen.clone()), 0).unwrap();
+        let line = Serial::new(
+            Arc::new(NoWire),
+            Arc::new(Output::new("screen", Box::new(screen.clone())).unwrap()),
+            0,
+        )
+        .unwrap();
         Self {
             sbi: Sbi::new(GuestMem::new(memory.clone()), Arc::new(line)),
             memory,

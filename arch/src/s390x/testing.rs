@@ -85,7 +85,12 @@ impl Bench {
         let handler = Handler {
             cpus: Cpus::new(hv.clone(), guest.clone(), cpus, false),
             css: ChannelSubsystem::new(Arc::new(Floating(hv.clone())), guest.clone()),
-            sclp: Sclp::new(facts, hv.clone(), Box::new(std::io::sink())).unwrap(),
+            sclp: Sclp::new(
+                facts,
+                hv.clone(),
+                Arc::new(crossvisor_devices::output::Output::nowhere().unwrap()),
+            )
+            .unwrap(),
             vm: hv,
             memory: guest,
             ipl: IplParameters::new(Some(7)),

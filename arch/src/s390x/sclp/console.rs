@@ -1,6 +1,6 @@
 //! What the guest prints on either console.
 
-use std::io::{self, Write};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crossvisor_devices::output::Output;
@@ -26,13 +26,12 @@ const TAG: [u8; 4] = [0xd4, 0xc4, 0xc2, 0x40];
 
 /// The guest's output.
 pub(super) struct Consoles {
-    output: Output,
+    output: Arc<Output>,
 }
 
 impl Consoles {
-    pub fn new(output: Box<dyn Write + Send>) -> io::Result<Self> {
-        let output = Output::new("sclp-output", output)?;
-        Ok(Self { output })
+    pub fn new(output: Arc<Output>) -> Self {
+        Self { output }
     }
 
     /// Prints what a VT220 gets.

@@ -5,10 +5,11 @@
 mod console;
 mod events;
 
-use std::io::{self, Write};
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossvisor_devices::chardev::ConsoleInput;
+use crossvisor_devices::output::Output;
 use crossvisor_vmm::hv;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 use vmm_sys_util::eventfd::EventFd;
@@ -83,17 +84,13 @@ impl Sclp {
     /// print to `output`.
     ///
     /// # Errors
-    /// A thread or an event could not be made.
-    pub fn new(
-        facts: Facts,
-        vm: Arc<dyn hv::Vm>,
-        output: Box<dyn Write + Send>,
-    ) -> io::Result<Arc<Self>> {
+    /// An event could not be made.
+    pub fn new(facts: Facts, vm: Arc<dyn hv::Vm>, output: Arc<Output>) -> io::Result<Arc<Self>> {
         Ok(Arc::new(Self {
             facts,
             vm,
             state: Mutex::default(),
-            consoles: Mutex::new(Consoles::new(output)?),
+            consoles: Mutex::new(Consoles::new(output)),
             room: EventFd::new(vmm_sys_util::eventfd::EFD_NONBLOCK)?,
         }))
     }

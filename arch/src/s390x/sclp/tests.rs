@@ -88,7 +88,7 @@ fn much_memory_is_told_in_the_wide_field() {
         cpus: 1,
     };
     let vm = Arc::new(crossvisor_vmm::double::ScriptedVm::default());
-    let sclp = Sclp::new(facts, vm, Box::new(std::io::sink())).unwrap();
+    let sclp = Sclp::new(facts, vm, Arc::new(Output::nowhere().unwrap())).unwrap();
     let mut sccb = vec![0; 4096];
     assert_eq!(sclp.read_scp_info(&mut sccb), 0x10);
     assert_eq!(sccb[8..10], [0, 0]);
@@ -170,7 +170,7 @@ fn lines_go_to_the_line_mode_console_as_commands() {
 #[derive(Clone, Default)]
 struct Printed(Arc<Mutex<Vec<u8>>>);
 
-impl Write for Printed {
+impl std::io::Write for Printed {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.lock().unwrap().extend(bytes);
         Ok(bytes.len())
@@ -184,7 +184,9 @@ impl Write for Printed {
 #[test]
 fn both_consoles_print() {
     let printed = Printed::default();
-    let mut consoles = Consoles::new(Box::new(printed.clone())).unwrap();
+    let mut consoles = Consoles::new(Arc::new(
+        Output::new("printed", Box::new(printed.clone())).unwrap(),
+    ));
     let mut message = vec![0, 0, 0, 1, 0xd4, 0xc4, 0xc2, 0x40, 0, 0, 0, 1];
     // An object that is no text, then "Hi".
     message.extend([0, 6, 0, 1, 9, 9]);
@@ -203,7 +205,7 @@ fn both_consoles_print() {
 
 #[test]
 fn buffers_that_do_not_fit_are_inconsistent() {
-    let mut consoles = Consoles::new(Box::new(io::sink())).unwrap();
+    let mut consoles = Consoles::new(Arc::new(Output::nowhere().unwrap()));
     let mut write = |buffer: &[u8]| {
         let mut sccb = [&[0; 8], buffer].concat();
         events::write_data(&mut sccb, &mut consoles)

@@ -7,7 +7,7 @@ mod port;
 #[cfg(test)]
 mod tests;
 
-use std::io::{self, Write};
+use std::io;
 use std::sync::Arc;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
@@ -19,6 +19,7 @@ pub use self::port::{OpenCallback, Outputs, Port};
 use super::worker::Worker;
 use super::{ActivateError, Activation, ActiveQueue, VirtioDevice, config};
 use crate::chardev::ConsoleInput;
+use crate::output::Output;
 
 /// The configuration space has the terminal's size (section 5.3.3).
 const F_SIZE: u32 = 0;
@@ -30,7 +31,7 @@ const QUEUE_SIZE: u16 = 64;
 /// How a console is made.
 pub struct ConsoleOptions {
     /// Where the console (port 0) prints.
-    pub output: Box<dyn Write + Send>,
+    pub output: Arc<Output>,
     /// Columns and rows of the terminal, if known.
     pub size: Option<(u16, u16)>,
     /// More ports, from number 1 on.
@@ -55,11 +56,11 @@ impl Console {
     /// A device named `name` (such as `console0`).
     ///
     /// # Errors
-    /// An event, or the thread of an output, could not be made.
+    /// An event could not be made.
     pub fn new(name: &str, options: ConsoleOptions) -> io::Result<Self> {
-        let mut ports = vec![HostPort::console(name, options.output)?];
+        let mut ports = vec![HostPort::console(options.output)?];
         for port in options.ports {
-            ports.push(HostPort::named(name, port)?);
+            ports.push(HostPort::named(port));
         }
         let Some(HostInput::Console(input)) = ports.first().map(|port| &port.input) else {
             return Err(io::ErrorKind::InvalidInput.into());

@@ -1,7 +1,7 @@
 //! The host's end of console ports.
 
 use std::collections::VecDeque;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ pub struct Port {
     /// non-blocking.
     pub input: Option<OwnedFd>,
     /// Where what the guest writes goes; `None`: nowhere.
-    pub output: Option<Box<dyn Write + Send>>,
+    pub output: Option<Arc<Output>>,
     /// Called on the device's thread when the guest opens (true) or closes the
     /// port; it must not block.
     pub on_open: Option<OpenCallback>,
@@ -54,27 +54,23 @@ pub(super) enum HostInput {
 
 impl HostPort {
     /// Port 0, the console.
-    pub(super) fn console(device: &str, output: Box<dyn Write + Send>) -> io::Result<Self> {
+    pub(super) fn console(output: Arc<Output>) -> io::Result<Self> {
         Ok(Self {
             name: None,
             input: HostInput::Console(Arc::new(Input::new()?)),
-            output: Some(Arc::new(Output::new(&format!("{device}-out"), output)?)),
+            output: Some(output),
             on_open: None,
         })
     }
 
     /// One of the other ports.
-    pub(super) fn named(device: &str, port: Port) -> io::Result<Self> {
-        let output = port
-            .output
-            .map(|output| Output::new(&format!("{device}-port"), output).map(Arc::new))
-            .transpose()?;
-        Ok(Self {
+    pub(super) fn named(port: Port) -> Self {
+        Self {
             name: Some(port.name),
             input: port.input.map_or(HostInput::Nothing, HostInput::Stream),
-            output,
+            output: port.output,
             on_open: port.on_open,
-        })
+        }
     }
 }
 

@@ -1,5 +1,5 @@
 use super::*;
-use crate::output::tests::{Blocked, Captured};
+use crate::output::tests::{Blocked, Captured, output};
 use crate::virtio::testing::{BUFFERS, Buf, Driver, END_OF_RAM, into, out};
 use std::fs::File;
 use std::io::{Seek, Write};
@@ -31,7 +31,7 @@ impl Setup {
         let mut console = Console::new(
             "console0",
             ConsoleOptions {
-                output: Box::new(screen.clone()),
+                output: output(&screen),
                 size: Some((132, 43)),
                 ports,
             },
@@ -101,7 +101,7 @@ impl Setup {
     }
 }
 
-fn port(input: Option<OwnedFd>, output: Option<Box<dyn Write + Send>>) -> Port {
+fn port(input: Option<OwnedFd>, output: Option<Arc<Output>>) -> Port {
     Port {
         name: "org.crossvisor.io".to_owned(),
         input,
@@ -158,7 +158,7 @@ fn typing_too_much_is_held_back_and_nothing_is_lost() {
 fn a_blocked_terminal_holds_up_the_guest_and_not_the_end() {
     let sink = Blocked::default();
     let options = ConsoleOptions {
-        output: Box::new(sink.clone()),
+        output: output(&sink),
         size: None,
         ports: Vec::new(),
     };
@@ -189,7 +189,7 @@ fn a_blocked_terminal_holds_up_the_guest_and_not_the_end() {
 #[test]
 fn an_end_can_wait_for_all_that_the_guest_has_written() {
     let sink = Blocked::default();
-    let mut s = Setup::new(vec![port(None, Some(Box::new(sink.clone())))]);
+    let mut s = Setup::new(vec![port(None, Some(output(&sink)))]);
     let outputs = s.console.outputs();
     assert!(outputs.drain(Duration::from_secs(10)));
     // More than the output holds, in several chains.
@@ -227,7 +227,7 @@ fn ports_are_announced_opened_and_ended() {
     let log = Arc::clone(&events);
     let mut s = Setup::new(vec![Port {
         on_open: Some(Box::new(move |open| log.lock().unwrap().push(open))),
-        ..port(Some(guest.into()), Some(Box::new(captured.clone())))
+        ..port(Some(guest.into()), Some(output(&captured)))
     }]);
     assert_eq!(s.console.queue_sizes().len(), 6);
     s.set_up("org.crossvisor.io");
