@@ -95,9 +95,8 @@ fn an_aias_wires_are_its_sources() {
     assert_eq!(record.routes.len(), WIRES as usize);
     let identity = |(gsi, route): &(u32, Route)| *route == Route::Irqchip { chip: 0, pin: *gsi };
     assert!(record.routes.iter().all(identity));
-    let mut irqfds = record.attached.clone();
-    irqfds.sort_unstable();
-    assert_eq!(irqfds, [5, 6]);
+    // An irqfd cannot lower a wire, see aplic.rs.
+    assert!(record.attached.is_empty());
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The riscv64 machine: RAM from 2 GiB, an AIA or a PLIC, SBI, a device tree,
 //! and virtio on PCI or MMIO.
 
+mod aplic;
 mod asm;
 mod fdt;
 mod host;
@@ -59,7 +60,7 @@ use vm_memory::GuestMemoryMmap;
 use self::fdt::Contents;
 use self::irqchip::Irqchip;
 use self::layout::name;
-use self::plic::{Plic, Wires};
+use self::plic::Plic;
 use self::sbi::Sbi;
 use crate::shared::fdt::Loading;
 
@@ -166,12 +167,15 @@ impl Machine for Riscv64Machine {
     }
 
     fn attach(&self, wiring: &mut Wiring) -> Result<Box<dyn ExitHandler>> {
-        if self.irqchip == Irqchip::Plic {
-            let vm = wiring.vm();
-            let pin = Box::new(move |vcpu, asserted| vm.set_interrupt_pin(vcpu, asserted));
-            let plic = Plic::new(self.plan.cpus, layout::WIRES, pin);
-            wiring.place(name::PLIC, plic.clone())?;
-            wiring.set_line_source(Arc::new(Wires(plic)));
+        let vm = wiring.vm();
+        match self.irqchip {
+            Irqchip::Aia => wiring.set_line_source(Arc::new(aplic::Wires(vm))),
+            Irqchip::Plic => {
+                let pin = Box::new(move |vcpu, asserted| vm.set_interrupt_pin(vcpu, asserted));
+                let plic = Plic::new(self.plan.cpus, layout::WIRES, pin);
+                wiring.place(name::PLIC, plic.clone())?;
+                wiring.set_line_source(Arc::new(plic::Wires(plic)));
+            }
         }
         let line =
             |region: &str, wiring: &Wiring| {
