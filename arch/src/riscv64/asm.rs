@@ -187,11 +187,6 @@ impl Code {
         self.word(0x1200_0073)
     }
 
-    /// WFI.
-    pub fn wfi(&mut self) -> &mut Self {
-        self.word(0x1050_0073)
-    }
-
     /// SRET.
     pub fn sret(&mut self) -> &mut Self {
         self.word(0x1020_0073)
@@ -240,7 +235,6 @@ mod tests {
                 .csrs(0x100, 5) // csrs sstatus, t0
                 .csrc(0x104, 5) // csrc sie, t0
                 .sfence_vma() // sfence.vma
-                .wfi() // wfi
                 .sret() // sret
                 .ecall(); // ecall
         });
@@ -274,7 +268,6 @@ mod tests {
         0x1002_a073,
         0x1042_b073,
         0x1200_0073,
-        0x1050_0073,
         0x1020_0073,
         0x0000_0073,
     ];
