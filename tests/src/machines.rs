@@ -20,6 +20,8 @@ pub struct Arch {
     /// How many virtio devices every guest has: the power key of machines that
     /// have no other.
     pub own_devices: u64,
+    /// The least memory that the stock kernel starts a shell in, in MiB.
+    pub least_memory: u64,
     /// A kind of MMU that `--mmu` refuses, and what its message names.
     pub other_mmu: (&'static str, &'static str),
 }
@@ -36,6 +38,7 @@ const ARCHITECTURES: &[Arch] = &[
         ],
         transports: &["pci", "mmio"],
         own_devices: 0,
+        least_memory: 88,
         other_mmu: ("radix", "one kind"),
     },
     Arch {
@@ -46,6 +49,7 @@ const ARCHITECTURES: &[Arch] = &[
         features: &["fp", "asimd", "aes", "sha2", "crc32", "atomics", "cpuid"],
         transports: &["pci", "mmio"],
         own_devices: 0,
+        least_memory: 64,
         other_mmu: ("radix", "one kind"),
     },
     Arch {
@@ -57,6 +61,7 @@ const ARCHITECTURES: &[Arch] = &[
         // Firmware of PAPR tells of no devices but those on PCI.
         transports: &["pci"],
         own_devices: 0,
+        least_memory: 64,
         // Nested KVM on POWER has radix trees only.
         other_mmu: ("hpt", "radix"),
     },
@@ -78,6 +83,8 @@ const ARCHITECTURES: &[Arch] = &[
         ],
         transports: &["pci", "mmio"],
         own_devices: 1,
+        // A table of memory sections takes 32 MiB of it (sparse_init).
+        least_memory: 88,
         other_mmu: ("radix", "one kind"),
     },
 ];
