@@ -205,6 +205,12 @@ fn mode_bits_never_change_the_kind() {
 #[test]
 fn cpio_lists_the_same() {
     let bytes = example().finish().to_vec().unwrap();
+    // QEMU's user mode starts a process even for a program that is not there;
+    // only its exit status says so.
+    let version = Command::new("cpio").arg("--version").output();
+    if !version.is_ok_and(|out| out.status.success()) {
+        return;
+    }
     let spawned = Command::new("cpio")
         .args(["-t", "--quiet"])
         .stdin(Stdio::piped())
