@@ -15,7 +15,7 @@ use crossvisor_devices::GuestMem;
 use crossvisor_devices::hvterm::Hvterm;
 use crossvisor_devices::pci::PciRoot;
 use crossvisor_vmm::exit::{Action, End};
-use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
+use vm_memory::{Address, Bytes, GuestAddress, GuestAddressSpace, GuestMemory, Permissions};
 
 use self::clock::Clock;
 use self::events::Events;
@@ -123,8 +123,9 @@ struct Call {
 /// What a call comes to: its status, and the words after it.
 type Results = Result<Vec<u32>, i32>;
 
-/// Reads the call at `address`; none where it has more words than fit or is not
-/// in RAM.
+/// Reads the call at `address`; none where it has more words than fit, or is
+/// not in RAM with the room for its results: nothing is done whose outcome
+/// cannot be told.
 fn read(memory: &GuestMem, address: u64) -> Option<Call> {
     let mut header = [0; 12];
     let memory = memory.memory();
@@ -139,10 +140,15 @@ fn read(memory: &GuestMem, address: u64) -> Option<Call> {
     let mut bytes = vec![0; args as usize * 4];
     let first = GuestAddress(address.checked_add(12)?);
     memory.read_slice(&mut bytes, first).ok()?;
+    let results = results as usize;
+    let end = first.checked_add(bytes.len() as u64)?;
+    if results > 0 && !memory.check_range(end, results * 4, Permissions::Write) {
+        return None;
+    }
     Some(Call {
         token,
         args: bytes.chunks(4).filter_map(word).collect(),
-        results: results as usize,
+        results,
     })
 }
 

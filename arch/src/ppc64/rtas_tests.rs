@@ -97,6 +97,19 @@ fn ends_are_told_apart() {
 }
 
 #[test]
+fn nothing_is_done_where_its_results_have_no_room() {
+    let scene = Scene::new(2);
+    // The arguments are the last words of RAM.
+    let at = RAM - 24;
+    scene.words(at, &[START_CPU, 3, 1, 1, 0x60, 7]);
+    assert_eq!(scene.rtas.call(0, at, 0), None);
+    let (results, _) = scene.call(QUERY_CPU_STOPPED_STATE, &[1], 2);
+    assert_eq!(results, [0, 0], "still stopped");
+    scene.words(at - 4, &[START_CPU, 3, 1, 1, 0x60, 7]);
+    assert!(scene.rtas.call(0, at - 4, 0).is_some());
+}
+
+#[test]
 fn vcpus_start_once_and_again_after_they_stopped() {
     let scene = Scene::new(2);
     let state = |cpu| scene.call(QUERY_CPU_STOPPED_STATE, &[cpu], 2).0;
