@@ -87,7 +87,8 @@ enum Command {
         /// For one architecture only.
         #[arg(long)]
         arch: Option<String>,
-        /// Only the guest tests, on one lab machine.
+        /// Only the guest tests, on one lab machine: those, too, that otherwise
+        /// run on one machine of its architecture only.
         #[arg(long)]
         machine: Option<String>,
         /// Only unit and guest tests whose names hold one of these.

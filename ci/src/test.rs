@@ -30,7 +30,8 @@ const HERE: &str = "here";
 pub struct Selection<'a> {
     /// One architecture's machines only.
     pub target: Option<&'static Target>,
-    /// The guest tests on one machine only.
+    /// The guest tests on one machine only, but all that apply to it: those,
+    /// too, that need but one machine of its architecture.
     pub machine: Option<&'static Machine>,
     /// Only unit and guest tests whose names hold one of these, or all when
     /// there is none; with some, formatting and clippy are left out.
@@ -109,7 +110,7 @@ pub fn run(cache: &Cache, selection: &Selection) -> Result<bool> {
                     }
                 };
                 for machine in machines {
-                    let tests = list(&lister, machine, selection.filters)?;
+                    let tests = list(&lister, machine, selection)?;
                     if !tests.is_empty() {
                         plans.push_back((machine, built.clone(), tests));
                     }
@@ -270,14 +271,15 @@ fn fail_build(table: &mut Table, arch: &str, error: &Error) {
     table.set(&format!("build {arch}"), HERE, Outcome::Failed);
 }
 
-/// The guest tests that apply to a machine.
-fn list(lister: &Path, machine: &Machine, filters: &[String]) -> Result<Vec<Test>> {
-    let printed = program::output(Command::new(lister.join("crossvisor-tests")).args([
-        "--list",
-        "--machine",
-        machine.name,
-    ]))?;
-    let mut tests = guest::listed(&printed);
+/// The guest tests to run on a machine.
+fn list(lister: &Path, machine: &Machine, selection: &Selection) -> Result<Vec<Test>> {
+    let mut lister = Command::new(lister.join("crossvisor-tests"));
+    lister.args(["--list", "--machine", machine.name]);
+    if selection.machine.is_some() {
+        lister.arg("--every");
+    }
+    let mut tests = guest::listed(&program::output(&mut lister)?);
+    let filters = selection.filters;
     tests.retain(|test| {
         filters.is_empty() || filters.iter().any(|part| test.name.contains(part.as_str()))
     });

@@ -9,7 +9,8 @@ use crate::check::{Failure, Result};
 use crate::lab::Lab;
 use crate::machines::{Difference, Machine};
 
-/// On which machines of an architecture a test runs.
+/// On which machines of an architecture a test runs, unless it is asked for by
+/// name or all are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// On every one.
@@ -59,16 +60,15 @@ impl Test {
         Self { on, ..self }
     }
 
-    /// Whether it runs on `machine`.
-    pub fn applies(&self, machine: Machine<'_>) -> bool {
+    /// Whether the matrix has it run on `machine`.
+    fn in_scope(&self, machine: Machine<'_>) -> bool {
         // The first machine of an architecture has its name.
         let first = machine.name == machine.arch();
-        let in_scope = match self.scope {
+        match self.scope {
             Scope::All => true,
             Scope::Differing(what) => first || machine.differs_in(what),
             Scope::First => first,
-        };
-        (self.on)(machine) && in_scope
+        }
     }
 }
 
@@ -90,6 +90,8 @@ pub struct Selection {
     pub machine: Option<String>,
     /// Only list.
     pub list: bool,
+    /// Those, too, that the matrix leaves to other machines.
+    pub every: bool,
     /// Only tests whose names hold this.
     pub filter: Option<String>,
     /// Only these, in this order.
@@ -110,6 +112,7 @@ pub fn parse(arguments: impl Iterator<Item = String>) -> std::result::Result<Sel
         };
         match argument.as_str() {
             "--list" => selection.list = true,
+            "--every" => selection.every = true,
             "--machine" => selection.machine = Some(value()?),
             "--filter" => selection.filter = Some(value()?),
             "--only" => {
@@ -125,9 +128,10 @@ pub fn parse(arguments: impl Iterator<Item = String>) -> std::result::Result<Sel
     Ok(selection)
 }
 
-const USAGE: &str = "usage: crossvisor-tests --list --machine MACHINE [--filter TEXT]
-       crossvisor-tests [--machine MACHINE] [--filter TEXT] [--only NAME,... | NAME...]
-runs the tests on this machine, as the lab has set it up; --list runs anywhere";
+const USAGE: &str = "usage: crossvisor-tests --list --machine MACHINE [--every] [--filter TEXT]
+       crossvisor-tests [--machine MACHINE] [--every] [--filter TEXT] [--only NAME,... | NAME...]
+runs the tests on this machine, as the lab has set it up; --list runs anywhere; --every: those, too,
+that do not run on every machine of an architecture, as all do that are named";
 
 impl Selection {
     /// The tests that were asked for and apply to `machine`.
@@ -141,10 +145,11 @@ impl Selection {
     ) -> std::result::Result<Vec<&'t Test>, String> {
         let chosen = |test: &&Test| {
             let wanted = |part: &String| test.name.contains(part.as_str());
-            self.filter.as_ref().is_none_or(wanted) && test.applies(machine)
+            self.filter.as_ref().is_none_or(wanted) && (test.on)(machine)
         };
         if self.names.is_empty() {
-            return Ok(tests.iter().filter(chosen).collect());
+            let in_scope = |test: &&Test| self.every || test.in_scope(machine);
+            return Ok(tests.iter().filter(chosen).filter(in_scope).collect());
         }
         let mut found = Vec::new();
         for name in &self.names {
@@ -231,6 +236,8 @@ mod tests {
         assert_eq!(names("", "x86_64").len(), 3);
         assert_eq!(names("", "aarch64").len(), 4);
         assert_eq!(names("", "aarch64-16k").len(), 3);
+        assert_eq!(names("--every", "aarch64-16k").len(), 4);
+        assert_eq!(names("net-third", "aarch64-16k"), ["net-third"]);
         assert_eq!(
             names("--filter boot", "aarch64"),
             ["boot-first", "boot-second"]
