@@ -27,6 +27,8 @@ enum Measured {
     Program { bytes: u64 },
     /// A timed run, in microseconds.
     Boot { round: u32, init: u64, exit: u64 },
+    /// A run that did not come to its end.
+    Failed { why: String },
     /// KiB of resident memory.
     Memory { guest: u64, beyond: u64 },
     /// Exits to user space.
@@ -43,6 +45,8 @@ enum Measured {
 struct Cell {
     /// Microseconds to init and to the end, by round.
     boots: BTreeMap<u32, (u64, u64)>,
+    /// Runs that did not come to their end.
+    failed: u64,
     /// KiB of the guest and beyond.
     memory: Option<(u64, u64)>,
     reasons: BTreeMap<String, u64>,
@@ -81,6 +85,10 @@ impl Report {
                 let _ = write!(said, "init at {to_init}, end at {to_exit}");
                 cell.boots.insert(round, (init, exit));
             }
+            Measured::Failed { why } => {
+                let _ = write!(said, "failed: {why}");
+                cell.failed += 1;
+            }
             Measured::Memory { guest, beyond } => {
                 let _ = write!(
                     said,
@@ -113,13 +121,18 @@ impl Report {
         numbers.dedup();
         for &cpus in &numbers {
             let (ours, theirs) = (cell(cpus, own), cell(cpus, peer));
+            let both = rounds(ours, theirs);
             for (what, pick) in TIMES {
                 rows.push(times(
                     format!("start to {what}, {}", vcpus(cpus)),
-                    ours.boots.values().map(pick).collect(),
-                    theirs.boots.values().map(pick).collect(),
+                    both.iter().map(|(ours, _)| pick(ours)).collect(),
+                    both.iter().map(|(_, theirs)| pick(theirs)).collect(),
                     aim.filter(|_| what == TIMES[0].0),
                 ));
+            }
+            if ours.failed + theirs.failed > 0 {
+                let what = format!("runs that failed, {}", vcpus(cpus));
+                rows.push(counts(what, ours.failed, theirs.failed));
             }
         }
         for &cpus in &numbers {
@@ -186,6 +199,12 @@ impl Report {
                 !cell.boots.is_empty() && cell.memory.is_some() && !cell.reasons.is_empty()
             })
     }
+}
+
+/// The times of the rounds in which neither failed.
+fn rounds(ours: &Cell, theirs: &Cell) -> Vec<((u64, u64), (u64, u64))> {
+    let pair = |(round, ours): (&u32, &(u64, u64))| Some((*ours, *theirs.boots.get(round)?));
+    ours.boots.iter().filter_map(pair).collect()
 }
 
 /// A time of a boot, by name.
@@ -347,6 +366,28 @@ mod tests {
         assert_eq!(row("program"), "3.00 MiB 6.00 MiB 0.50 6 MiB: met");
         assert_eq!(row("  IO"), "3 0 -");
         assert!(text.contains("most exits of a, 1 vCPU: 2 IO write 0x3f8\n"));
+    }
+
+    #[test]
+    fn a_round_that_failed_is_counted_and_compared_with_nothing() {
+        let mut report = report();
+        for line in [
+            r#"{"contender":"b","cpus":1,"measured":{"failed":{"why":"fell silent"}}}"#,
+            r#"{"contender":"a","cpus":1,"measured":{"boot":{"round":2,"init":9000000,"exit":9000000}}}"#,
+        ] {
+            report.line(line).unwrap();
+        }
+        let text = report.text("a", "b", None);
+        let row = |begin: &str| text.lines().find(|line| line.starts_with(begin)).unwrap();
+        assert!(
+            row("start to init").ends_with("0.42 (0.25 to 0.60)"),
+            "{text}"
+        );
+        let words: Vec<&str> = row("runs that failed").split_whitespace().collect();
+        assert_eq!(
+            words,
+            ["runs", "that", "failed,", "1", "vCPU", "0", "1", "0.00"]
+        );
     }
 
     #[test]

@@ -39,6 +39,9 @@ const MARK: &[u8] = b"init-runs";
 /// machine that shares a busy host, four vCPUs can need minutes.
 const LIMIT: Duration = Duration::from_secs(300);
 
+/// How often what is measured once is tried.
+const ATTEMPTS: u32 = 3;
+
 /// What is to be measured, as the lab writes it.
 #[derive(Debug, Deserialize)]
 struct Plan {
@@ -72,6 +75,8 @@ enum Measured {
     Program { bytes: u64 },
     /// A timed run.
     Boot { round: u32, init: u64, exit: u64 },
+    /// A run that did not come to its end, and why.
+    Failed { why: String },
     /// Resident memory while the guest's init stands still.
     Memory { guest: u64, beyond: u64 },
     /// Exits to user space until init: how many for each reason, and at the
@@ -107,7 +112,7 @@ pub fn run(arguments: &[String]) -> Result {
     for &cpus in &plan.cpus {
         // Not timed: what the machine does for the first time.
         for contender in &plan.contenders {
-            timed(&plan, contender, cpus)?;
+            unless_failed(contender, cpus, timed(&plan, contender, cpus))?;
         }
         for round in 0..plan.rounds {
             let mut order: Vec<&Contender> = plan.contenders.iter().collect();
@@ -115,18 +120,20 @@ pub fn run(arguments: &[String]) -> Result {
                 order.reverse();
             }
             for contender in order {
-                let (init, exit) = timed(&plan, contender, cpus)?;
-                say(contender, cpus, Measured::Boot { round, init, exit })?;
+                let run = timed(&plan, contender, cpus);
+                if let Some((init, exit)) = unless_failed(contender, cpus, run)? {
+                    say(contender, cpus, Measured::Boot { round, init, exit })?;
+                }
             }
         }
         for contender in &plan.contenders {
-            let (guest, beyond) = resident(&plan, contender, cpus)?;
+            let (guest, beyond) = once(contender, cpus, || resident(&plan, contender, cpus))?;
             say(contender, cpus, Measured::Memory { guest, beyond })?;
             let exits::Counts {
                 reasons,
                 places,
                 entry,
-            } = counted(&plan, contender, cpus)?;
+            } = once(contender, cpus, || counted(&plan, contender, cpus))?;
             let measured = Measured::Exits {
                 reasons,
                 places,
@@ -136,6 +143,29 @@ pub fn run(arguments: &[String]) -> Result {
         }
     }
     Ok(())
+}
+
+/// What a run came to. One that failed is told of and counted, whoever's it was,
+/// and the others go on: an emulated machine is not as reliable as a real one.
+fn unless_failed<T>(contender: &Contender, cpus: u32, run: Result<T>) -> Result<Option<T>> {
+    match run {
+        Ok(run) => Ok(Some(run)),
+        Err(error) => {
+            let why = error.to_string();
+            say(contender, cpus, Measured::Failed { why })?;
+            Ok(None)
+        }
+    }
+}
+
+/// What the first run that does not fail comes to.
+fn once<T>(contender: &Contender, cpus: u32, run: impl Fn() -> Result<T>) -> Result<T> {
+    for _ in 1..ATTEMPTS {
+        if let Some(done) = unless_failed(contender, cpus, run())? {
+            return Ok(done);
+        }
+    }
+    run()
 }
 
 fn say(contender: &Contender, cpus: u32, measured: Measured) -> Result {
@@ -311,6 +341,24 @@ mod tests {
         let exit = run.end().unwrap();
         assert!(init <= exit);
         assert!(run.printed.starts_with(b"3 64 words\ninit-runs"));
+    }
+
+    #[test]
+    fn what_is_measured_once_is_tried_again() {
+        let contender = Contender {
+            name: "shell".into(),
+            program: "/bin/sh".into(),
+            arguments: Vec::new(),
+        };
+        let runs = std::cell::Cell::new(0);
+        let run = |good: u32| {
+            runs.set(runs.get() + 1);
+            ensure(runs.get() == good, || "failed".to_owned())
+        };
+        once(&contender, 1, || run(ATTEMPTS)).unwrap();
+        runs.set(0);
+        assert!(once(&contender, 1, || run(ATTEMPTS + 1)).is_err());
+        assert_eq!(runs.get(), ATTEMPTS);
     }
 
     #[test]
