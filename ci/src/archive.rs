@@ -17,6 +17,7 @@ use crate::cache::{Cache, count, progress, size};
 use crate::error::{AtPath, Error, Result};
 use crate::program;
 use crate::sources::Archives;
+use crate::targets::TARGETS;
 
 /// The Debian release that everything is taken from.
 pub const SUITE: &str = "trixie";
@@ -29,8 +30,6 @@ const NAMES: [&str; 2] = [SUITE, "stable"];
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// After this the package lists are fetched anew, before something new is got.
 const LISTS_LIVE: Duration = Duration::from_hours(12);
-/// The foreign architectures whose packages the lab uses.
-const ARCHITECTURES: [&str; 5] = ["amd64", "arm64", "ppc64el", "s390x", "riscv64"];
 
 /// What is to be unpacked together into one folder.
 #[derive(Debug, Clone, Copy)]
@@ -270,8 +269,8 @@ impl<'a> Archive<'a> {
         let known = NAMES.map(|name| source_lines(&archives, name));
         let mut new = !known.contains(&have)
             | write_changed(&self.configuration(None), &configuration(&dir, None))?;
-        for architecture in ARCHITECTURES {
-            let only = Some(architecture);
+        for target in &TARGETS {
+            let only = Some(target.debian);
             new |= write_changed(&self.configuration(only), &configuration(&dir, only))?;
         }
         let stamp = dir.join("updated");
@@ -350,12 +349,12 @@ fn configuration(dir: &Path, only: Option<&str>) -> String {
     let dir = dir.display();
     let name = only.unwrap_or("all");
     let native = only.unwrap_or(debian_architecture());
-    let others = if only.is_some() {
-        &[][..]
-    } else {
-        &ARCHITECTURES
+    let others = match only {
+        Some(_) => &[][..],
+        None => &TARGETS,
     };
-    let architectures: BTreeSet<&str> = others.iter().copied().chain([native]).collect();
+    let others = others.iter().map(|target| target.debian);
+    let architectures: BTreeSet<&str> = others.chain([native]).collect();
     let architectures: String = architectures
         .iter()
         .map(|name| format!(" \"{name}\";"))
