@@ -19,7 +19,9 @@ pub const TESTS: &[Test] = &[
     test("refused-option-values", 60, option_values).once(),
     test("refused-irqchip", 60, irqchip).on(|m| m.other_irqchip().is_some()),
     test("refused-disks", 60, disks).once(),
-    test("refused-disk-of-another-vm", 200, locked_disk).once(),
+    test("refused-disk-of-another-vm", 200, locked_disk)
+        .once()
+        .common(),
     test("refused-taps", 60, taps).once(),
     test("refused-without-kvm", 60, without_kvm).once(),
     test("refused-without-permission", 60, without_permission).once(),

@@ -34,7 +34,7 @@ pub const TESTS: &[Test] = &[
         .on(|m| m.boots("vmlinux-gzip"))
         .once(),
     test("boot-host-kernel", 150, host_kernel).about(Difference::Pages),
-    test("boot-own-initrd", 150, own_initrd).once(),
+    test("boot-own-initrd", 150, own_initrd).once().common(),
 ];
 
 /// The stock kernel in one of its formats boots and is what it should be.

@@ -11,8 +11,8 @@ use crate::runner::{Test, test};
 /// The tests of this theme.
 pub const TESTS: &[Test] = &[
     test("console-serial-and-power-off", 200, serial).about(Difference::Interrupts),
-    test("console-virtio-and-quit", 200, virtio).once(),
-    test("console-none", 150, none).once(),
+    test("console-virtio-and-quit", 200, virtio).once().common(),
+    test("console-none", 150, none).once().common(),
 ];
 
 /// The shell's prompt.

@@ -10,7 +10,7 @@ use crate::runner::{Test, test};
 
 /// The tests of this theme.
 pub const TESTS: &[Test] = &[
-    test("cpus-1", 150, one).once(),
+    test("cpus-1", 150, one).once().common(),
     test("cpus-4", 200, four).about(Difference::Interrupts),
 ];
 

@@ -14,8 +14,12 @@ use crate::runner::{Test, test};
 /// The tests of this theme.
 pub const TESTS: &[Test] = &[
     test("disk-both-ways", 200, both_ways).about(Difference::Pages),
-    test("disk-discard-and-write-zeroes", 200, discard).about(Difference::Pages),
-    test("disk-several-serial-read-only", 200, several).once(),
+    test("disk-discard-and-write-zeroes", 200, discard)
+        .about(Difference::Pages)
+        .common(),
+    test("disk-several-serial-read-only", 200, several)
+        .once()
+        .common(),
 ];
 
 const MIB: usize = 1 << 20;

@@ -11,7 +11,9 @@ use crate::runner::{Test, test};
 pub const TESTS: &[Test] = &[
     test("doctor-report", 60, doctor),
     test("plan-of-every-architecture", 60, plans).once(),
-    test("help-manual-and-completions", 60, help).once(),
+    test("help-manual-and-completions", 60, help)
+        .once()
+        .common(),
 ];
 
 /// This machine's KVM runs kernels, and doctor says so, to people and programs.

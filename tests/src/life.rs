@@ -16,12 +16,12 @@ use crate::runner::{Test, test};
 /// The tests of this theme.
 pub const TESTS: &[Test] = &[
     test("exec-status-and-streams", 200, streams),
-    test("exec-killed-by-signal", 150, killed).once(),
+    test("exec-killed-by-signal", 150, killed).once().common(),
     test("reset-in-place", 200, reset).about(Difference::Interrupts),
     test("panic-told-apart", 150, panic).once(),
     test("triple-fault-told-apart", 150, triple_fault).on(|machine| machine.arch() == "x86_64"),
     test("sigterm-powers-off", 200, sigterm).about(Difference::Interrupts),
-    test("sigint-twice-ends", 150, sigint).once(),
+    test("sigint-twice-ends", 150, sigint).once().common(),
 ];
 
 /// Standard input, output and error are the command's, every byte as it was,

@@ -6,6 +6,9 @@
 pub struct Arch {
     /// Its name.
     pub name: &'static str,
+    /// Whether the matrix shows on it what all have in common; an architecture
+    /// with ACPI and one with a device tree do for it.
+    pub shows_common: bool,
     /// The machine's own console, as Linux calls it.
     pub console: &'static str,
     /// The kernel formats that it boots, as the lab names them.
@@ -30,6 +33,7 @@ pub struct Arch {
 const ARCHITECTURES: &[Arch] = &[
     Arch {
         name: "x86_64",
+        shows_common: true,
         console: "ttyS0",
         formats: &["bzimage", "elf"],
         clock: "kvm-clock",
@@ -43,6 +47,7 @@ const ARCHITECTURES: &[Arch] = &[
     },
     Arch {
         name: "aarch64",
+        shows_common: true,
         console: "ttyS0",
         formats: &["image", "gzip", "zboot"],
         clock: "arch_sys_counter",
@@ -54,6 +59,7 @@ const ARCHITECTURES: &[Arch] = &[
     },
     Arch {
         name: "ppc64le",
+        shows_common: false,
         console: "hvc0",
         formats: &["vmlinux", "vmlinux-gzip"],
         clock: "timebase",
@@ -67,6 +73,7 @@ const ARCHITECTURES: &[Arch] = &[
     },
     Arch {
         name: "riscv64",
+        shows_common: false,
         console: "ttyS0",
         formats: &["image", "gzip", "zboot"],
         clock: "riscv_clocksource",

@@ -16,7 +16,9 @@ pub const TESTS: &[Test] = &[
         sees(lab, "512M", 512, 64).map(drop)
     })
     .about(Difference::Pages),
-    test("memory-3g", 200, |lab| sees(lab, "3G", 3072, 128).map(drop)).once(),
+    test("memory-3g", 200, |lab| sees(lab, "3G", 3072, 128).map(drop))
+        .once()
+        .common(),
     test("memory-above-4g", 200, above_4g).about(Difference::Pages),
     test("memory-hugepages", 200, hugepages).about(Difference::Pages),
 ];

@@ -17,7 +17,7 @@ use crate::tap;
 /// The tests of this theme.
 pub const TESTS: &[Test] = &[
     test("net-ping-and-bulk-on-queues", 240, queues).about(Difference::Interrupts),
-    test("net-tap-made-for-the-vm", 200, made).once(),
+    test("net-tap-made-for-the-vm", 200, made).once().common(),
 ];
 
 /// Bits of virtio-net's features (virtio 1.2, section 5.1.3).

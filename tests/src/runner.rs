@@ -32,6 +32,9 @@ pub struct Test {
     pub on: fn(Machine<'_>) -> bool,
     /// On which machines of an architecture it runs.
     pub scope: Scope,
+    /// Whether no architecture's own code has a part in what it shows that
+    /// another test does not show there.
+    pub common: bool,
     /// The test.
     pub run: fn(&Lab) -> Result,
 }
@@ -55,6 +58,14 @@ impl Test {
         }
     }
 
+    /// The same test where what all architectures have in common is shown.
+    pub const fn common(self) -> Self {
+        Self {
+            common: true,
+            ..self
+        }
+    }
+
     /// The same test on machines for which `on` holds.
     pub const fn on(self, on: fn(Machine<'_>) -> bool) -> Self {
         Self { on, ..self }
@@ -64,11 +75,13 @@ impl Test {
     fn in_scope(&self, machine: Machine<'_>) -> bool {
         // The first machine of an architecture has its name.
         let first = machine.name == machine.arch();
-        match self.scope {
+        let on_machine = match self.scope {
             Scope::All => true,
             Scope::Differing(what) => first || machine.differs_in(what),
             Scope::First => first,
-        }
+        };
+        let on_arch = !self.common || machine.guests().is_none_or(|arch| arch.shows_common);
+        on_machine && on_arch
     }
 }
 
@@ -79,6 +92,7 @@ pub const fn test(name: &'static str, seconds: u64, run: fn(&Lab) -> Result) -> 
         seconds,
         on: |_| true,
         scope: Scope::All,
+        common: false,
         run,
     }
 }
@@ -223,7 +237,7 @@ mod tests {
         })
         .on(|machine| machine.arch() == "aarch64"),
         test("net-third", 60, |_| skip("no tap\nhere")).once(),
-        test("net-fourth", 60, |_| panic!("oh")),
+        test("net-fourth", 60, |_| panic!("oh")).common(),
     ];
 
     fn names(line: &str, machine: &str) -> Vec<&'static str> {
@@ -237,6 +251,8 @@ mod tests {
         assert_eq!(names("", "aarch64").len(), 4);
         assert_eq!(names("", "aarch64-16k").len(), 3);
         assert_eq!(names("--every", "aarch64-16k").len(), 4);
+        assert_eq!(names("", "riscv64"), ["boot-first", "net-third"]);
+        assert_eq!(names("--every", "riscv64").len(), 3);
         assert_eq!(names("net-third", "aarch64-16k"), ["net-third"]);
         assert_eq!(
             names("--filter boot", "aarch64"),

@@ -10,7 +10,7 @@ use crate::pattern;
 use crate::runner::{Test, test};
 
 /// The tests of this theme.
-pub const TESTS: &[Test] = &[test("two-vms-at-once", 300, two).once()];
+pub const TESTS: &[Test] = &[test("two-vms-at-once", 300, two).once().common()];
 
 const MIB: usize = 1 << 20;
 

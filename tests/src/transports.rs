@@ -15,7 +15,7 @@ pub const TESTS: &[Test] = &[
     test("mmio", 150, mmio)
         .on(|m| m.has_transport("mmio"))
         .about(Difference::Interrupts),
-    test("no-entropy-device", 150, no_entropy).once(),
+    test("no-entropy-device", 150, no_entropy).once().common(),
     test("irqchip-gicv3-its", 150, |lab| controller(lab, "gicv3-its"))
         .on(|m| m.irqchip("gicv3-its").is_some())
         .about(Difference::Interrupts),
