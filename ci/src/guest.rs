@@ -166,6 +166,18 @@ impl Progress {
         }
     }
 
+    /// Marks those of `tests` that have no outcome yet as failed.
+    fn fail_remaining(&mut self, tests: &[Test], reason: &str) {
+        let names: Vec<String> = self
+            .remaining(tests)
+            .iter()
+            .map(|t| t.name.clone())
+            .collect();
+        for name in names {
+            self.fail(&name, reason);
+        }
+    }
+
     fn remaining<'a>(&self, tests: &'a [Test]) -> Vec<&'a Test> {
         tests
             .iter()
@@ -210,14 +222,14 @@ pub fn run(
         results: &results,
     };
     let mut state = Progress::default();
-    session.run_all(tests, &mut state)?;
+    session.run_all(tests, &mut state);
     // An emulated machine that emulates another one fails by itself now and
     // then: what failed is tried once more, and said to be.
     let again: Vec<Test> = state.failed(tests).into_iter().cloned().collect();
     if !again.is_empty() {
         progress(&format!("{}: trying once more what failed", machine.name));
         let firsts = state.forget(&again, &results)?;
-        session.run_all(&again, &mut state)?;
+        session.run_all(&again, &mut state);
         state.mark_retried(&firsts);
     }
     let mut report = Report {
@@ -258,24 +270,30 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    /// Runs `tests`, in as many lives of the machine as that takes.
-    fn run_all(&self, tests: &[Test], state: &mut Progress) -> Result<()> {
+    /// Runs `tests`, in as many lives of the machine as that takes. Those that
+    /// it can't be started for have failed; what is known of others stays.
+    fn run_all(&self, tests: &[Test], state: &mut Progress) {
         loop {
             let remaining = state.remaining(tests);
             if remaining.is_empty() {
-                return Ok(());
+                return;
             }
             let before = state.outcomes.len();
-            let ended = self.run(&remaining, state)?;
+            let ended = match self.run(&remaining, state) {
+                Ok(ended) => ended,
+                Err(error) => {
+                    progress(&format!("{}: {error}", self.parts.machine.name));
+                    state.fail_remaining(tests, &error.to_string());
+                    return;
+                }
+            };
             if let Some(current) = state.current.take() {
                 state.fail(&current, &ended);
                 say(self.parts.machine, &current, &Outcome::Failed);
             } else if state.outcomes.len() == before {
                 // Another start would end in the same way.
-                for test in state.remaining(tests) {
-                    state.fail(&test.name, &ended);
-                }
-                return Ok(());
+                state.fail_remaining(tests, &ended);
+                return;
             }
         }
     }
@@ -455,6 +473,17 @@ mod tests {
         let remaining = state.remaining(&tests);
         assert_eq!(remaining.len(), 1);
         assert_eq!(remaining[0].name, "c");
+    }
+
+    #[test]
+    fn what_is_known_stays_when_a_machine_does_not_start() {
+        let tests = listed("a\nb");
+        let mut state = Progress::default();
+        state.line("TEST a PASS 1");
+        state.fail_remaining(&tests, "no such emulator");
+        assert_eq!(state.outcomes["a"], Outcome::Passed(Some(1)));
+        assert_eq!(state.outcomes["b"], Outcome::Failed);
+        assert_eq!(state.logs["b"], "no such emulator\n");
     }
 
     #[test]
