@@ -20,6 +20,9 @@ use crate::stream::{Stream, readable};
 /// emulated machine needs 4 to 8 seconds when that has the host to itself.
 const LIMIT: Duration = Duration::from_secs(120);
 
+/// The option that may be given once.
+const CMDLINE: &str = "--cmdline";
+
 /// How long the output may take to arrive after the process has ended.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -69,10 +72,21 @@ impl<'a> Crossvisor<'a> {
         }
     }
 
-    /// Appends arguments.
+    /// Appends arguments. Words for the kernel are put behind those that are
+    /// there.
     pub fn args<S: AsRef<str>>(mut self, arguments: &[S]) -> Self {
-        let arguments = arguments.iter().map(|argument| argument.as_ref().into());
-        self.arguments.extend(arguments);
+        let mut arguments = arguments.iter().map(AsRef::as_ref);
+        while let Some(argument) = arguments.next() {
+            let mut before = self.arguments.iter();
+            if argument == CMDLINE && before.any(|argument| argument == CMDLINE) {
+                let at = self.arguments.len() - before.len();
+                if let (Some(words), Some(more)) = (self.arguments.get_mut(at), arguments.next()) {
+                    *words = format!("{words} {more}");
+                }
+            } else {
+                self.arguments.push(argument.to_owned());
+            }
+        }
         self
     }
 
@@ -188,7 +202,7 @@ impl<'a> Crossvisor<'a> {
     }
 
     /// The command line for people.
-    fn shown(&self) -> String {
+    pub fn shown(&self) -> String {
         let quoted = self.arguments.iter().map(|argument| {
             let plain = |c: char| c.is_ascii_alphanumeric() || "-_=,./:+".contains(c);
             match !argument.is_empty() && argument.chars().all(plain) {

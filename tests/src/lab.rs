@@ -17,6 +17,12 @@ use crate::pattern;
 /// Where the lab puts the tests.
 const TESTS: &str = "/tests";
 
+/// Words by which Linux leaves out what it tests of its own ciphers and of its
+/// source of randomness (Linux `Documentation/admin-guide/kernel-parameters`): a
+/// fifth of a boot where the guest is emulated twice over, and nothing of the
+/// VMM's.
+const UNTESTED: &str = "cryptomgr.notests initcall_blacklist=jent_mod_init";
+
 /// `assets/manifest.json`, as the lab writes it.
 #[derive(Debug, Deserialize)]
 pub struct Manifest {
@@ -123,10 +129,12 @@ impl Lab {
         self.run().args(&["--cmdline", "quiet"])
     }
 
-    /// `crossvisor run` with `kernel` and the stock kernel's modules.
+    /// `crossvisor run` with `kernel` and the stock kernel's modules, and
+    /// without the kernel's tests of its own ciphers.
     pub fn run_kernel(&self, kernel: &Path) -> Crossvisor<'_> {
         let (kernel, modules) = (text(kernel), text(&self.manifest.modules));
         self.crossvisor(&["run", &kernel, "--modules", &modules])
+            .args(&["--cmdline", UNTESTED])
     }
 
     /// The argument that puts this binary into a guest as `tool`.
@@ -216,6 +224,22 @@ impl<F: FnMut()> Drop for Restore<F> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn words_for_the_kernel_are_gathered() {
+        let folder = tempfile::tempdir().unwrap();
+        let assets = folder.path().join("assets");
+        fs::create_dir(&assets).unwrap();
+        let manifest = r#"{"machine":"m","arch":"a","kernel":"","modules":"/m","busybox":""}"#;
+        fs::write(assets.join("manifest.json"), manifest).unwrap();
+        let lab = Lab::in_folder(folder.path()).unwrap();
+        let run = lab
+            .run_kernel(Path::new("/k"))
+            .args(&["--cmdline", "quiet", "--cpus", "2"]);
+        let shown = run.shown();
+        let words = format!("--modules /m --cmdline '{UNTESTED} quiet' --cpus 2");
+        assert!(shown.ends_with(&words), "{shown}");
+    }
 
     #[test]
     fn the_lab_s_manifest_is_read() {
