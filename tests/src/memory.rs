@@ -16,7 +16,7 @@ pub const TESTS: &[Test] = &[
         sees(lab, "512M", 512, 64).map(drop)
     })
     .about(Difference::Pages),
-    test("memory-3g", 200, |lab| sees(lab, "3G", 3072, 128).map(drop))
+    test("memory-3g", 200, |lab| sees(lab, "3G", 3072, 64).map(drop))
         .once()
         .common(),
     test("memory-above-4g", 200, above_4g).about(Difference::Pages),
@@ -83,7 +83,7 @@ fn sees(lab: &Lab, size: &str, mebibytes: u64, used: u64) -> Result<String> {
 /// More than 4 GiB: some of it is above 4 GiB on every machine, and that is
 /// what programs get first.
 fn above_4g(lab: &Lab) -> Result {
-    let out = sees(lab, "4608M", 4608, 256)?;
+    let out = sees(lab, "4608M", 4608, 64)?;
     let highest = number(&out, "highest")?;
     ensure(highest >= FOUR_GIB, || {
         format!("the highest page of a program is at {highest:#x}")
