@@ -28,6 +28,7 @@ mod stream;
 mod systemd;
 mod tap;
 mod transports;
+mod vectors;
 
 use std::process::ExitCode;
 
@@ -36,12 +37,13 @@ use crate::machines::Machine;
 use crate::runner::Test;
 
 /// Every theme, from what the others need to what needs all of them.
-const THEMES: [&[Test]; 12] = [
+const THEMES: [&[Test]; 13] = [
     doctor::TESTS,
     boot::TESTS,
     life::TESTS,
     console::TESTS,
     cpus::TESTS,
+    vectors::TESTS,
     memory::TESTS,
     transports::TESTS,
     disk::TESTS,
