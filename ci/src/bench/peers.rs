@@ -61,7 +61,7 @@ const QEMU: &[&str] = &[
 /// Every peer. Each is set up as its documentation advises for a start without
 /// detours: devices that the guest does not need are left out, the kernel is
 /// loaded directly.
-pub const PEERS: [Peer; 3] = [
+pub const PEERS: [Peer; 4] = [
     Peer {
         name: "QEMU microvm",
         arch: "x86_64",
@@ -90,6 +90,27 @@ pub const PEERS: [Peer; 3] = [
         data: &[],
         arguments: &[&["-M", "virt,gic-version=host"], QEMU],
         console: "ttyAMA0",
+        aim: None,
+    },
+    Peer {
+        name: "QEMU pseries",
+        arch: "ppc64le",
+        package: "qemu-system-ppc",
+        program: "usr/bin/qemu-system-ppc64",
+        data: &["usr/share/qemu/vof.bin"],
+        arguments: &[
+            &[
+                "-M",
+                // Open Firmware as hypercalls of QEMU's rather than a guest's
+                // program, and the interrupt controller that KVM has. What the
+                // lab machine's processor lacks is left out, or it does not
+                // start.
+                "pseries,x-vof=on,ic-mode=xics,cap-cfpc=broken,cap-sbbc=broken,cap-ibs=broken,\
+                 cap-ccf-assist=off",
+            ],
+            QEMU,
+        ],
+        console: "hvc0",
         aim: None,
     },
     Peer {
