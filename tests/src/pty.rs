@@ -59,7 +59,11 @@ impl Terminal {
 
     /// The attributes as they are now.
     pub fn attributes(&self) -> io::Result<Attributes> {
-        let attributes = tcgetattr(&self.line)?;
+        let mut attributes = tcgetattr(&self.line)?;
+        // Without the speed, of which a pseudo-terminal has none: the input's is
+        // left out where it is the output's, or spelled out, as a system's
+        // library has it, and QEMU's user mode does not tell either on powerpc.
+        attributes.set_speed(38_400)?;
         Ok(Attributes {
             modes: [
                 attributes.input_modes.bits(),
