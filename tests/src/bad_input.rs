@@ -104,7 +104,7 @@ fn kernels(lab: &Lab) -> Result {
         let whole = fs::metadata(kernel).at(text(kernel))?.len();
         // What follows an ELF file's segments is for debuggers.
         let most = match format.as_str() {
-            "elf" => whole / 4 * 3,
+            "elf" | "vmlinux" => whole / 4 * 3,
             _ => whole - 4096,
         };
         for len in [whole / 2, most] {
