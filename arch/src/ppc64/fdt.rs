@@ -163,6 +163,7 @@ fn write(contents: &Contents<'_>, loading: &Loading) -> FdtWriterResult<Vec<u8>>
     }
     cpus(&mut fdt, contents)?;
     rtas_node(&mut fdt, loading)?;
+    nvram(&mut fdt)?;
     interrupt_controller(&mut fdt, plan.cpus)?;
     event_sources(&mut fdt)?;
     vdevice(&mut fdt, contents.console)?;
@@ -308,6 +309,13 @@ fn rtas_node(fdt: &mut FdtWriter, loading: &Loading) -> FdtWriterResult<()> {
     for (name, token) in rtas::TOKENS {
         fdt.property_u32(names::written(name), token)?;
     }
+    fdt.end_node(node)
+}
+
+fn nvram(fdt: &mut FdtWriter) -> FdtWriterResult<()> {
+    let node = fdt.begin_node("nvram")?;
+    fdt.property_string("device_type", "nvram")?;
+    fdt.property_u32("#bytes", rtas::nvram::SIZE)?;
     fdt.end_node(node)
 }
 

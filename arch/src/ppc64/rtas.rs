@@ -7,6 +7,7 @@
 
 pub mod clock;
 pub mod events;
+pub mod nvram;
 pub mod pci;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,6 +20,7 @@ use vm_memory::{Address, Bytes, GuestAddress, GuestAddressSpace, GuestMemory, Pe
 
 use self::clock::Clock;
 use self::events::Events;
+use self::nvram::Nvram;
 use self::pci::PciCalls;
 use super::load;
 
@@ -40,13 +42,18 @@ const MAX_WORDS: u32 = 16;
 /// KVM does with the same argument (`KVM_PAM`).
 const ADDRESS_MASK: u64 = 0x0fff_ffff_ffff_ffff;
 
-// Tokens. Early debugging code of Linux's has display-character's built in.
+// Tokens.
+/// Early debugging code of Linux's has display-character's built in. No tree
+/// tells of it: Linux writes to an operator's panel by it, of which there is none,
+/// and the terminal has enough of its own.
 const DISPLAY_CHARACTER: u32 = 0x0a;
 const GET_TIME_OF_DAY: u32 = 0x10;
 const SET_TIME_OF_DAY: u32 = 0x11;
 const POWER_OFF: u32 = 0x12;
 const SYSTEM_REBOOT: u32 = 0x13;
 const OS_TERM: u32 = 0x14;
+const NVRAM_FETCH: u32 = 0x15;
+const NVRAM_STORE: u32 = 0x16;
 const START_CPU: u32 = 0x20;
 const STOP_SELF: u32 = 0x21;
 const QUERY_CPU_STOPPED_STATE: u32 = 0x22;
@@ -67,14 +74,15 @@ pub const XICS_TOKENS: [(&str, u32); 4] = [
     ("ibm,int-on", 0x53),
 ];
 
-/// Every call, with its token: the properties of `/rtas`.
-pub const TOKENS: [(&str, u32); 21] = [
-    ("display-character", DISPLAY_CHARACTER),
+/// Every call that kernels are told of, with its token: the properties of `/rtas`.
+pub const TOKENS: [(&str, u32); 22] = [
     ("get-time-of-day", GET_TIME_OF_DAY),
     ("set-time-of-day", SET_TIME_OF_DAY),
     ("power-off", POWER_OFF),
     ("system-reboot", SYSTEM_REBOOT),
     ("ibm,os-term", OS_TERM),
+    ("nvram-fetch", NVRAM_FETCH),
+    ("nvram-store", NVRAM_STORE),
     ("start-cpu", START_CPU),
     ("stop-self", STOP_SELF),
     ("query-cpu-stopped-state", QUERY_CPU_STOPPED_STATE),
@@ -177,6 +185,7 @@ pub struct Rtas {
     memory: GuestMem,
     cpus: Mutex<Vec<CpuState>>,
     clock: Clock,
+    nvram: Nvram,
     events: Arc<Events>,
     pci: Option<PciCalls>,
     terminal: Option<Arc<Hvterm>>,
@@ -199,6 +208,7 @@ impl Rtas {
             memory,
             cpus: Mutex::new((0..cpus).map(state).collect()),
             clock: Clock::default(),
+            nvram: Nvram::default(),
             events,
             pci: pci.map(PciCalls::new),
             terminal,
@@ -241,6 +251,14 @@ impl Rtas {
             (OS_TERM, [_]) => {
                 action = Action::End(End::Panic);
                 Ok(Vec::new())
+            }
+            (NVRAM_FETCH, [index, buffer, len]) => {
+                let done = self.nvram.fetch(&self.memory, *index, *buffer, *len);
+                done.map(|()| vec![*len]).ok_or(PARAMETER_ERROR)
+            }
+            (NVRAM_STORE, [index, buffer, len]) => {
+                let done = self.nvram.store(&self.memory, *index, *buffer, *len);
+                done.map(|()| vec![*len]).ok_or(PARAMETER_ERROR)
             }
             (START_CPU, [cpu, start, argument]) => match self.start(*cpu) {
                 true => {

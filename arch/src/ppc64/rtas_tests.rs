@@ -97,6 +97,22 @@ fn ends_are_told_apart() {
 }
 
 #[test]
+fn non_volatile_memory_keeps_what_is_stored() {
+    let scene = Scene::new(1);
+    scene.words(0x100, &[0x1234_5678]);
+    let (results, _) = scene.call(NVRAM_STORE, &[nvram::SIZE - 4, 0x100, 4], 2);
+    assert_eq!(results, [0, 4]);
+    let (results, _) = scene.call(NVRAM_FETCH, &[nvram::SIZE - 4, 0x200, 4], 2);
+    assert_eq!(results, [0, 4]);
+    let mut found = [0; 4];
+    let memory = scene.memory.memory();
+    memory.read_slice(&mut found, GuestAddress(0x200)).unwrap();
+    assert_eq!(found, [0x12, 0x34, 0x56, 0x78]);
+    let (results, _) = scene.call(NVRAM_STORE, &[nvram::SIZE, 0x100, 4], 2);
+    assert_eq!(results[0], PARAMETER_ERROR);
+}
+
+#[test]
 fn nothing_is_done_where_its_results_have_no_room() {
     let scene = Scene::new(2);
     // The arguments are the last words of RAM.

@@ -7,7 +7,7 @@ use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::{Node, Property};
 
 use super::fdt::{self, Loading};
-use super::{Ppc64, Ppc64Machine, host, names, xics};
+use super::{Ppc64, Ppc64Machine, host, names, rtas, xics};
 
 fn machine(config: &VmConfig) -> Ppc64Machine {
     Ppc64Machine::new(config, &host::typical()).unwrap()
@@ -172,7 +172,7 @@ fn the_tree_tells_of_a_partition() {
     assert_eq!(text(&chosen, "stdout-path"), "/vdevice/vty@71000000");
 
     let rtas = child(&root, "rtas");
-    assert_eq!(cells(&rtas, "display-character"), [0xa]);
+    assert!(!has(&rtas, "display-character"), "there is no panel");
     for name in [
         "ibm,query-interrupt-source-number",
         "ibm,set-xive",
@@ -182,6 +182,10 @@ fn the_tree_tells_of_a_partition() {
     }
     assert!(has(&rtas, "ibm,extended-os-term"));
     assert!(text(&rtas, "ibm,hypertas-functions").contains("hcall-set-mode"));
+
+    let nvram = child(&root, "nvram");
+    assert_eq!(text(&nvram, "device_type"), "nvram");
+    assert_eq!(cells(&nvram, "#bytes"), [rtas::nvram::SIZE]);
 
     let epow = child(&child(&root, "event-sources"), "epow-events");
     assert_eq!(cells(&epow, "interrupts"), [xics::EPOW, 0]);
