@@ -67,7 +67,9 @@ const ARCHITECTURES: &[Arch] = &[
         // Firmware of PAPR tells of no devices but those on PCI.
         transports: &["pci"],
         own_devices: 0,
-        least_memory: 64,
+        // Linux counts memory by 16 MiB here; with 80 it stops before it has a
+        // console.
+        least_memory: 96,
         // Nested KVM on POWER has radix trees only.
         other_mmu: ("hpt", "radix"),
     },
