@@ -313,8 +313,9 @@ impl Start<'_> {
     pub fn command(&self) -> Result<Command> {
         let machine = self.parts.machine;
         let mut qemu = self.parts.emulator.command();
-        qemu.args(machine.options);
+        // Before the machine's own options, which may say otherwise.
         qemu.args(["-accel", "tcg,thread=multi", "-smp", "2"]);
+        qemu.args(machine.options);
         qemu.args(["-m", &format!("{}M", self.memory)]);
         qemu.args([
             "-nodefaults",
