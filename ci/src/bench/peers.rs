@@ -106,7 +106,7 @@ pub const PEERS: [Peer; 4] = [
                 // lab machine's processor lacks is left out, or it does not
                 // start.
                 "pseries,x-vof=on,ic-mode=xics,cap-cfpc=broken,cap-sbbc=broken,cap-ibs=broken,\
-                 cap-ccf-assist=off",
+                 cap-ccf-assist=off,cap-hpt-max-page-size=4k",
             ],
             QEMU,
         ],
