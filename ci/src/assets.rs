@@ -47,7 +47,7 @@ pub fn add(
     cache: &Cache,
     parts: &Parts,
     built: &Path,
-    rootfs: Option<&str>,
+    rootfs: Option<String>,
     initramfs: &mut Initramfs,
 ) -> Result<()> {
     for binary in ["crossvisor", "crossvisor-tests"] {
@@ -74,7 +74,7 @@ pub fn add(
         kernel_formats,
         modules,
         busybox: "/bin/busybox".to_owned(),
-        rootfs: rootfs.map(str::to_owned),
+        rootfs,
     };
     let json = serde_json::to_vec_pretty(&manifest).map_err(crate::error::Error::said_by)?;
     initramfs.add_bytes(&format!("{TESTS}/assets/manifest.json"), json)

@@ -1,4 +1,4 @@
-//! QEMU for the lab's machines: the same version on every host.
+//! The emulators of the lab's machines: the same versions on every host.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -10,51 +10,126 @@ use crate::program;
 use crate::unpacked::Programs;
 
 /// The oldest QEMU that is used from `PATH` where Debian's is not to be had.
-const OLDEST: u32 = 9;
+const OLDEST_QEMU: u32 = 9;
+/// The folder of Hercules' libraries and modules in Debian's package.
+const HERCULES_LIBRARIES: &str = "usr/lib/hercules";
 
-/// A QEMU system emulator that can be started.
+/// What emulates a machine, as data.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// QEMU's TCG.
+    Qemu(Qemu),
+    /// Hercules, which emulates SIE; QEMU's TCG does not.
+    Hercules,
+}
+
+/// A machine of QEMU's.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Qemu {
+    /// The program.
+    pub program: &'static str,
+    /// Debian's package of it.
+    pub package: &'static str,
+    /// Arguments for the machine and its processor.
+    pub options: &'static [&'static str],
+}
+
+impl Kind {
+    /// Its name, for people.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Qemu(_) => "QEMU",
+            Self::Hercules => "Hercules",
+        }
+    }
+
+    /// The program.
+    pub fn program(&self) -> &'static str {
+        match self {
+            Self::Qemu(qemu) => qemu.program,
+            Self::Hercules => "hercules",
+        }
+    }
+
+    /// Debian's package of it.
+    fn package(&self) -> &'static str {
+        match self {
+            Self::Qemu(qemu) => qemu.package,
+            Self::Hercules => "hercules",
+        }
+    }
+
+    /// Whether a person can work at the machine's console, and a command in it
+    /// has a standard input.
+    pub fn has_terminal(&self) -> bool {
+        matches!(self, Self::Qemu(_))
+    }
+
+    /// What the machine calls its disk number `n`; at most 26 have names.
+    pub fn disk(&self, n: usize) -> Option<String> {
+        let letter = (b'a'..=b'z').nth(n).map(char::from)?;
+        Some(match self {
+            Self::Qemu(_) => format!("/dev/vd{letter}"),
+            Self::Hercules => format!("/dev/dasd{letter}"),
+        })
+    }
+
+    /// What this machine needs to have where the lab can't get it.
+    fn wanted(&self) -> String {
+        match self {
+            Self::Qemu(qemu) => format!("{} {OLDEST_QEMU} or newer", qemu.program),
+            Self::Hercules => "hercules 3.13".to_owned(),
+        }
+    }
+}
+
+/// An emulator that can be started.
 #[derive(Debug)]
 pub enum Emulator {
     /// Debian's, unpacked into the lab's cache.
     Unpacked {
         /// Where from.
         programs: Programs,
-        /// Its path there.
-        program: String,
+        /// Which one.
+        kind: &'static Kind,
     },
     /// The machine's own.
     Installed(PathBuf),
 }
 
 impl Emulator {
-    /// The emulator `program` (`qemu-system-aarch64`) from Debian's `package`.
+    /// The emulator of a machine, from the Debian archive where there is apt.
     ///
     /// # Errors
     ///
     /// When it is not to be had.
-    pub fn get(cache: &Cache, program: &str, package: &str) -> Result<Self> {
+    pub fn get(cache: &Cache, kind: &'static Kind) -> Result<Self> {
         if Archive::usable() {
             let root = Archive::new(cache).root(&Root {
-                name: package,
-                closure: &[package],
+                name: kind.package(),
+                closure: &[kind.package()],
                 alone: &[],
                 foreign: None,
             })?;
-            return Ok(Self::Unpacked {
-                programs: Programs::new(root)?,
-                program: format!("usr/bin/{program}"),
-            });
+            let mut programs = Programs::new(root)?;
+            if *kind == Kind::Hercules {
+                programs.add_libraries(HERCULES_LIBRARIES);
+            }
+            return Ok(Self::Unpacked { programs, kind });
         }
         let lacking = || {
             Error::said(format!(
-                "this machine has neither apt-get, by which the lab gets QEMU, nor {program} \
-                 {OLDEST} or newer: install it"
+                "this machine has neither apt-get, by which the lab gets {}, nor {}: install it",
+                kind.name(),
+                kind.wanted()
             ))
         };
-        let path = program::find(program).ok_or_else(lacking)?;
-        let printed = program::output(Command::new(&path).arg("--version"))?;
-        if major_version(&printed).is_none_or(|version| version < OLDEST) {
-            return Err(lacking());
+        let path = program::find(kind.program()).ok_or_else(lacking)?;
+        if let Kind::Qemu(_) = kind {
+            let printed = program::output(Command::new(&path).arg("--version"))?;
+            if major_version(&printed).is_none_or(|version| version < OLDEST_QEMU) {
+                return Err(lacking());
+            }
         }
         Ok(Self::Installed(path))
     }
@@ -63,12 +138,20 @@ impl Emulator {
     pub fn command(&self) -> Command {
         match self {
             Self::Installed(path) => Command::new(path),
-            Self::Unpacked { programs, program } => {
-                let mut command = programs.command(program);
-                for data in ["usr/share/qemu", "usr/share/seabios"] {
-                    command.arg("-L").arg(programs.root().join(data));
+            Self::Unpacked { programs, kind } => {
+                let mut command = programs.command(&format!("usr/bin/{}", kind.program()));
+                match kind {
+                    Kind::Qemu(_) => {
+                        for data in ["usr/share/qemu", "usr/share/seabios"] {
+                            command.arg("-L").arg(programs.root().join(data));
+                        }
+                        command.env("QEMU_MODULE_DIR", programs.libraries().join("qemu"));
+                    }
+                    Kind::Hercules => {
+                        let modules = programs.root().join(HERCULES_LIBRARIES);
+                        command.arg("-p").arg(modules);
+                    }
                 }
-                command.env("QEMU_MODULE_DIR", programs.libraries().join("qemu"));
                 command
             }
         }
@@ -93,5 +176,11 @@ mod tests {
         );
         assert_eq!(major_version("QEMU emulator version 7.2.1"), Some(7));
         assert_eq!(major_version("something else"), None);
+    }
+
+    #[test]
+    fn disks_have_the_names_that_linux_gives_them() {
+        assert_eq!(Kind::Hercules.disk(1).as_deref(), Some("/dev/dasdb"));
+        assert_eq!(Kind::Hercules.disk(26), None);
     }
 }

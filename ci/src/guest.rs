@@ -9,8 +9,6 @@ use std::process::Stdio as Pipe;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use crossvisor_boot::initramfs::{InitConfig, STATUS_PORT};
-
 use crate::assets;
 use crate::cache::{Cache, count, progress};
 use crate::error::{AtPath, Error, Result};
@@ -306,12 +304,6 @@ impl Session<'_> {
         let console = scratch.path().join("console");
         let initramfs = scratch.path().join("initramfs");
         let stdio = Stdio::Output(console.clone());
-        self.write_initramfs(tests, &stdio, &initramfs)?;
-        progress(&format!(
-            "starting {} for {}",
-            machine.name,
-            count(tests.len(), "test")
-        ));
         let disks: Vec<Disk> = self
             .rootfs
             .iter()
@@ -320,6 +312,12 @@ impl Session<'_> {
                 changes: Changes::Forgotten,
             })
             .collect();
+        self.write_initramfs(tests, &stdio, &disks, &initramfs)?;
+        progress(&format!(
+            "starting {} for {}",
+            machine.name,
+            count(tests.len(), "test")
+        ));
         let status = scratch.path().join("status");
         let start = Start {
             parts: self.parts,
@@ -337,7 +335,7 @@ impl Session<'_> {
             .stderr(fs::File::create(&errors).at(&errors)?)
             .spawn()
             .map_err(|source| Error::Start {
-                program: machine.program.to_owned(),
+                program: machine.emulator.program().to_owned(),
                 source,
             })?;
         let lines = lines_of(child.stdout.take());
@@ -376,8 +374,9 @@ impl Session<'_> {
         let console = fs::read(&console).unwrap_or_default();
         let errors = fs::read(&errors).unwrap_or_default();
         let told = format!(
-            "{ended}\n--- its console:\n{}\n--- QEMU:\n{}\n--- outside of any test:\n{}",
+            "{ended}\n--- its console:\n{}\n--- {}:\n{}\n--- outside of any test:\n{}",
             String::from_utf8_lossy(&console),
+            machine.emulator.name(),
             String::from_utf8_lossy(&errors),
             std::mem::take(&mut state.outside),
         );
@@ -386,24 +385,26 @@ impl Session<'_> {
         Ok(told)
     }
 
-    fn write_initramfs(&self, tests: &[&Test], stdio: &Stdio, path: &Path) -> Result<()> {
+    fn write_initramfs(
+        &self,
+        tests: &[&Test],
+        stdio: &Stdio,
+        disks: &[Disk],
+        path: &Path,
+    ) -> Result<()> {
         let machine = self.parts.machine;
         let mut initramfs = self.parts.initramfs(&self.built.join("crossvisor"))?;
-        let rootfs = self.rootfs.map(|_| "/dev/vda");
+        // The first disk, if there is one.
+        let rootfs = disks.first().and_then(|_| machine.emulator.disk(0));
         assets::add(self.cache, self.parts, self.built, rootfs, &mut initramfs)?;
         let names: Vec<String> = tests.iter().map(|test| quote(&test.name)).collect();
-        let config = InitConfig {
-            command: Some(format!(
-                "exec {}/crossvisor-tests --machine {} {}",
-                assets::TESTS,
-                machine.name,
-                names.join(" ")
-            )),
-            io: stdio.io(),
-            status_port: Some(STATUS_PORT.to_owned()),
-            hostname: Some(machine.name.to_owned()),
-            ..InitConfig::default()
-        };
+        let command = format!(
+            "exec {}/crossvisor-tests --machine {} {}",
+            assets::TESTS,
+            machine.name,
+            names.join(" ")
+        );
+        let config = self.parts.init(command, stdio, disks);
         initramfs.write(&config, path)
     }
 }

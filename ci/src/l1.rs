@@ -1,4 +1,5 @@
-//! Starting a lab machine ("L1"): its initramfs and its QEMU.
+//! Starting a lab machine ("L1"): its initramfs, and what all emulators have in
+//! common.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -6,13 +7,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crossvisor_boot::Initrd;
-use crossvisor_boot::initramfs::{Builder, IO_PORT, InitConfig, Io, ModuleTree, STATUS_PORT};
+use crossvisor_boot::initramfs::{Builder, InitConfig, ModuleTree};
 
 use crate::cache::Cache;
-use crate::emulator::Emulator;
+use crate::emulator::{Emulator, Kind};
 use crate::error::{AtPath, Error, Result};
+use crate::hercules;
 use crate::kernels::{self, Kernel};
 use crate::machines::{COMMON_MODULES, Machine};
+use crate::qemu;
 
 /// The guest modules that are put into a machine for crossvisor's built-in
 /// initramfs to choose from, dependencies aside; what a kernel has built in or
@@ -45,7 +48,7 @@ const GUEST_MODULES: [&str; 19] = [
 pub struct Parts {
     /// The machine.
     pub machine: &'static Machine,
-    /// Its QEMU.
+    /// What emulates it.
     pub emulator: Emulator,
     /// The kernel that it runs.
     pub kernel: Kernel,
@@ -65,11 +68,25 @@ impl Parts {
         let target = machine.target()?;
         Ok(Self {
             machine,
-            emulator: Emulator::get(cache, machine.program, machine.package)?,
+            emulator: Emulator::get(cache, &machine.emulator)?,
             kernel: Kernel::get(cache, machine.kernel, target)?,
             guest_kernel: Kernel::get(cache, machine.guest_kernel, target)?,
             busybox: kernels::busybox(cache, target)?,
         })
+    }
+
+    /// What the machine's `/init` is told: to run `command`, a shell command,
+    /// with its streams and its exit status as `stdio` has them, once `disks`
+    /// are there.
+    pub fn init(&self, command: String, stdio: &Stdio, disks: &[Disk]) -> InitConfig {
+        let config = match &self.machine.emulator {
+            Kind::Qemu(_) => qemu::init(command, stdio),
+            Kind::Hercules => hercules::init(&command, stdio, disks),
+        };
+        InitConfig {
+            hostname: Some(self.machine.name.to_owned()),
+            ..config
+        }
     }
 
     /// Begins the machine's initramfs: `crossvisor`, the static binary for its
@@ -193,11 +210,6 @@ impl Initramfs {
     }
 }
 
-/// The port that carries a command's standard input.
-const INPUT_PORT: &str = "org.crossvisor.input";
-/// The port that carries a command's standard error.
-const ERROR_PORT: &str = "org.crossvisor.error";
-
 /// The aliases that a module tells of itself: strings `alias=...`, each after
 /// and before a NUL (Linux `include/linux/moduleparam.h`, `__MODULE_INFO`).
 fn aliases_in(module: &[u8]) -> Vec<String> {
@@ -220,50 +232,6 @@ pub enum Stdio {
     /// The command's output and errors in one stream, and no input. The
     /// machine's console goes to the file.
     Output(PathBuf),
-}
-
-impl Stdio {
-    /// Where the command in the machine finds its input and output.
-    pub fn io(&self) -> Io {
-        let some = |port: &str| Some(port.to_owned());
-        match self {
-            Self::Console => Io::Console,
-            Self::Streams(_) => Io::Ports {
-                stdin: some(INPUT_PORT),
-                stdout: IO_PORT.to_owned(),
-                stderr: some(ERROR_PORT),
-            },
-            Self::Output(_) => Io::Ports {
-                stdin: None,
-                stdout: IO_PORT.to_owned(),
-                stderr: None,
-            },
-        }
-    }
-
-    /// The backend of the machine's console.
-    fn console(&self) -> String {
-        match self {
-            Self::Console => "stdio,signal=off".to_owned(),
-            Self::Streams(log) | Self::Output(log) => format!("file,path={}", escape(log)),
-        }
-    }
-
-    /// The ports of the command, with their backends. A `stdio` backend closes
-    /// its port at the end of the input, and a guest blocks when it writes to
-    /// a closed port; so output has backends of its own.
-    fn ports(&self) -> &'static [(&'static str, &'static str)] {
-        const OUTPUT: (&str, &str) = (IO_PORT, "file,path=/dev/stdout,append=on");
-        match self {
-            Self::Console => &[],
-            Self::Streams(_) => &[
-                OUTPUT,
-                (ERROR_PORT, "file,path=/dev/stderr,append=on"),
-                (INPUT_PORT, "stdio"),
-            ],
-            Self::Output(_) => &[OUTPUT],
-        }
-    }
 }
 
 /// A disk of this machine that a lab machine sees.
@@ -295,7 +263,7 @@ pub struct Start<'a> {
     pub initramfs: &'a Path,
     /// Its memory, in MiB.
     pub memory: u32,
-    /// Its disks: /dev/vda, /dev/vdb and so on.
+    /// Its disks, with the names of [`Kind::disk`].
     pub disks: &'a [Disk],
     /// What the lab's own standard input and output are.
     pub stdio: Stdio,
@@ -304,56 +272,18 @@ pub struct Start<'a> {
 }
 
 impl Start<'_> {
-    /// The command that starts the machine. It ends with the machine, and at
-    /// the latest with the lab.
+    /// The command that starts the machine, what it needs being written beside
+    /// the initramfs. It ends with the machine, and at the latest with the lab.
     ///
     /// # Errors
     ///
-    /// When the lab's own executable can't be found.
+    /// When the lab's own executable can't be found, or a file not be written.
     pub fn command(&self) -> Result<Command> {
-        let machine = self.parts.machine;
-        let mut qemu = self.parts.emulator.command();
-        // Before the machine's own options, which may say otherwise.
-        qemu.args(["-accel", "tcg,thread=multi", "-smp", "2"]);
-        qemu.args(machine.options);
-        qemu.args(["-m", &format!("{}M", self.memory)]);
-        qemu.args([
-            "-nodefaults",
-            "-no-user-config",
-            "-display",
-            "none",
-            "-no-reboot",
-        ]);
-        qemu.arg("-kernel").arg(&self.parts.kernel.image);
-        qemu.arg("-initrd").arg(self.initramfs);
-        qemu.arg("-append")
-            .arg(format!("console=hvc0 quiet panic=-1 {}", machine.cmdline));
-        qemu.args(["-device", "virtio-serial-pci"]);
-        qemu.arg("-chardev")
-            .arg(with_id(&self.stdio.console(), "console"));
-        qemu.args(["-device", "virtconsole,chardev=console"]);
-        let status = format!("file,path={}", escape(self.status));
-        let ports = self.stdio.ports().iter().copied();
-        for (n, (port, backend)) in ports.chain([(STATUS_PORT, status.as_str())]).enumerate() {
-            qemu.arg("-chardev")
-                .arg(with_id(backend, &format!("port{n}")));
-            qemu.arg("-device")
-                .arg(format!("virtserialport,chardev=port{n},name={port}"));
-        }
-        for (n, disk) in self.disks.iter().enumerate() {
-            let more = match disk.changes {
-                Changes::Kept => "discard=unmap",
-                Changes::Forgotten => "snapshot=on",
-                Changes::Refused => "read-only=on",
-            };
-            qemu.arg("-drive").arg(format!(
-                "if=none,id=disk{n},format=raw,file={},{more}",
-                escape(&disk.path)
-            ));
-            qemu.arg("-device")
-                .arg(format!("virtio-blk-pci,drive=disk{n}"));
-        }
-        with_lab(&qemu)
+        let command = match &self.parts.machine.emulator {
+            Kind::Qemu(machine) => qemu::command(self, machine),
+            Kind::Hercules => hercules::command(self)?,
+        };
+        with_lab(&command)
     }
 
     /// The exit status that the machine reported, if it came that far.
@@ -368,7 +298,7 @@ pub const WITH_LAB: &str = "with-lab";
 
 /// `command` as a child that the system kills when the lab dies, started by
 /// way of the lab's own [`WITH_LAB`] command.
-fn with_lab(command: &Command) -> Result<Command> {
+pub fn with_lab(command: &Command) -> Result<Command> {
     let lab = std::env::current_exe().at(Path::new("/proc/self/exe"))?;
     let mut wrapped = Command::new(lab);
     wrapped
@@ -406,76 +336,24 @@ pub fn become_with_lab(lab: u32, program: &str, arguments: &[String]) -> Result<
     })
 }
 
-/// The backend of a chardev, given as `kind,options`, with an id.
-fn with_id(backend: &str, id: &str) -> String {
-    match backend.split_once(',') {
-        Some((kind, options)) => format!("{kind},id={id},{options}"),
-        None => format!("{backend},id={id}"),
-    }
-}
-
-/// A path as a value in QEMU's option lists, where a comma is doubled.
-fn escape(path: &Path) -> String {
-    path.display().to_string().replace(',', ",,")
-}
-
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
 
-    fn parts() -> Parts {
+    /// A machine's parts, of which no file is there.
+    pub fn parts(machine: &str) -> Parts {
         let kernel = Kernel {
             release: "6.12".into(),
             image: "/k".into(),
             modules: "/m".into(),
         };
         Parts {
-            machine: Machine::named("aarch64-gicv2").unwrap(),
+            machine: Machine::named(machine).unwrap(),
             emulator: Emulator::Installed("/usr/bin/qemu".into()),
             kernel: kernel.clone(),
             guest_kernel: kernel,
             busybox: "/b".into(),
         }
-    }
-
-    #[test]
-    fn a_machine_with_a_disk() {
-        let parts = parts();
-        let disks = [Disk {
-            path: "/tmp/a,b.img".into(),
-            changes: Changes::Refused,
-        }];
-        let command = Start {
-            parts: &parts,
-            initramfs: Path::new("/i"),
-            memory: 2048,
-            disks: &disks,
-            stdio: Stdio::Streams("/tmp/log".into()),
-            status: Path::new("/tmp/s"),
-        }
-        .command()
-        .unwrap();
-        let words: Vec<String> = command
-            .get_args()
-            .map(|a| a.to_string_lossy().into_owned())
-            .collect();
-        let line = words.join(" ");
-        assert!(line.starts_with("with-lab "), "{line}");
-        assert!(
-            line.contains("gic-version=2") && line.contains("-m 2048M"),
-            "{line}"
-        );
-        assert!(line.contains("file=/tmp/a,,b.img,read-only=on"), "{line}");
-        assert!(line.contains("-chardev stdio,id=port2 "), "{line}");
-        assert!(
-            line.contains("virtserialport,chardev=port2,name=org.crossvisor.input"),
-            "{line}"
-        );
-        assert!(
-            line.contains("-chardev file,id=console,path=/tmp/log"),
-            "{line}"
-        );
-        assert!(line.contains("name=org.crossvisor.status"), "{line}");
     }
 
     #[test]
@@ -488,7 +366,7 @@ mod tests {
     fn a_status_is_a_decimal_line() {
         let dir = tempfile::tempdir().unwrap();
         let status = dir.path().join("status");
-        let parts = parts();
+        let parts = parts("aarch64");
         let start = Start {
             parts: &parts,
             initramfs: Path::new("/i"),

@@ -1,8 +1,10 @@
 //! The machines that the lab emulates, as data.
 //!
 //! Each offers /dev/kvm although this machine may not: QEMU's TCG emulates the
-//! virtualization extension too. A new machine is a new row.
+//! virtualization extension too, and Hercules that of s390x. A new machine is
+//! a new row.
 
+use crate::emulator::{Kind, Qemu};
 use crate::error::{Error, Result};
 use crate::targets::Target;
 
@@ -16,12 +18,8 @@ pub struct Machine {
     pub about: &'static str,
     /// Its architecture, as in [`Target::arch`].
     pub arch: &'static str,
-    /// QEMU's program.
-    pub program: &'static str,
-    /// Debian's package of it.
-    pub package: &'static str,
-    /// QEMU's arguments for the machine and its processor.
-    pub options: &'static [&'static str],
+    /// What emulates it.
+    pub emulator: Kind,
     /// Debian's meta package of the kernel that it runs.
     pub kernel: &'static str,
     /// Debian's meta package of the kernel that guests run.
@@ -62,21 +60,23 @@ const POWER10: [&str; 8] = pseries("POWER10");
 const PSERIES_CMDLINE: &str = "console=hvc1 nowatchdog nosoftlockup";
 
 /// Every machine.
-pub const MACHINES: [Machine; 9] = [
+pub const MACHINES: [Machine; 10] = [
     Machine {
         name: "x86_64",
         about: "an AMD EPYC server with nested paging",
         arch: "x86_64",
-        program: "qemu-system-x86_64",
-        package: "qemu-system-x86",
-        options: &[
-            "-machine",
-            "q35",
-            // What TCG lacks of this processor is left out by name, or QEMU
-            // warns of each at every start.
-            "-cpu",
-            "EPYC,fxsr-opt=off,misalignsse=off,osvw=off,topoext=off,nrip-save=off,xsavec=off",
-        ],
+        emulator: Kind::Qemu(Qemu {
+            program: "qemu-system-x86_64",
+            package: "qemu-system-x86",
+            options: &[
+                "-machine",
+                "q35",
+                // What TCG lacks of this processor is left out by name, or QEMU
+                // warns of each at every start.
+                "-cpu",
+                "EPYC,fxsr-opt=off,misalignsse=off,osvw=off,topoext=off,nrip-save=off,xsavec=off",
+            ],
+        }),
         kernel: "linux-image-cloud-amd64",
         guest_kernel: "linux-image-cloud-amd64",
         modules: &["kvm-amd"],
@@ -87,14 +87,16 @@ pub const MACHINES: [Machine; 9] = [
         name: "aarch64",
         about: "a server with GICv3 and ITS",
         arch: "aarch64",
-        program: "qemu-system-aarch64",
-        package: "qemu-system-arm",
-        options: &[
-            "-machine",
-            "virt,virtualization=on,gic-version=3",
-            "-cpu",
-            "max,pauth-impdef=on",
-        ],
+        emulator: Kind::Qemu(Qemu {
+            program: "qemu-system-aarch64",
+            package: "qemu-system-arm",
+            options: &[
+                "-machine",
+                "virt,virtualization=on,gic-version=3",
+                "-cpu",
+                "max,pauth-impdef=on",
+            ],
+        }),
         kernel: "linux-image-arm64",
         guest_kernel: "linux-image-arm64",
         modules: &[],
@@ -105,14 +107,16 @@ pub const MACHINES: [Machine; 9] = [
         name: "aarch64-gicv2",
         about: "a Raspberry Pi 4: Cortex-A72 with GICv2",
         arch: "aarch64",
-        program: "qemu-system-aarch64",
-        package: "qemu-system-arm",
-        options: &[
-            "-machine",
-            "virt,virtualization=on,gic-version=2",
-            "-cpu",
-            "cortex-a72",
-        ],
+        emulator: Kind::Qemu(Qemu {
+            program: "qemu-system-aarch64",
+            package: "qemu-system-arm",
+            options: &[
+                "-machine",
+                "virt,virtualization=on,gic-version=2",
+                "-cpu",
+                "cortex-a72",
+            ],
+        }),
         kernel: "linux-image-arm64",
         guest_kernel: "linux-image-arm64",
         modules: &[],
@@ -123,14 +127,16 @@ pub const MACHINES: [Machine; 9] = [
         name: "aarch64-16k",
         about: "a Raspberry Pi 5 or the like: pages of 16 KiB",
         arch: "aarch64",
-        program: "qemu-system-aarch64",
-        package: "qemu-system-arm",
-        options: &[
-            "-machine",
-            "virt,virtualization=on,gic-version=3",
-            "-cpu",
-            "max,pauth-impdef=on",
-        ],
+        emulator: Kind::Qemu(Qemu {
+            program: "qemu-system-aarch64",
+            package: "qemu-system-arm",
+            options: &[
+                "-machine",
+                "virt,virtualization=on,gic-version=3",
+                "-cpu",
+                "max,pauth-impdef=on",
+            ],
+        }),
         kernel: "linux-image-arm64-16k",
         guest_kernel: "linux-image-arm64",
         modules: &[],
@@ -141,9 +147,11 @@ pub const MACHINES: [Machine; 9] = [
         name: "ppc64le",
         about: "a POWER9 partition, with KVM-HV in it",
         arch: "ppc64le",
-        program: "qemu-system-ppc64",
-        package: "qemu-system-ppc",
-        options: &POWER9,
+        emulator: Kind::Qemu(Qemu {
+            program: "qemu-system-ppc64",
+            package: "qemu-system-ppc",
+            options: &POWER9,
+        }),
         kernel: "linux-image-powerpc64le",
         guest_kernel: "linux-image-powerpc64le",
         modules: &["kvm-hv"],
@@ -154,9 +162,11 @@ pub const MACHINES: [Machine; 9] = [
         name: "ppc64le-power10",
         about: "a POWER10 partition whose guests have pages of 64 KiB",
         arch: "ppc64le",
-        program: "qemu-system-ppc64",
-        package: "qemu-system-ppc",
-        options: &POWER10,
+        emulator: Kind::Qemu(Qemu {
+            program: "qemu-system-ppc64",
+            package: "qemu-system-ppc",
+            options: &POWER10,
+        }),
         kernel: "linux-image-powerpc64le",
         guest_kernel: "linux-image-powerpc64le-64k",
         modules: &["kvm-hv"],
@@ -167,9 +177,11 @@ pub const MACHINES: [Machine; 9] = [
         name: "ppc64le-64k",
         about: "a POWER9 partition with pages of 64 KiB",
         arch: "ppc64le",
-        program: "qemu-system-ppc64",
-        package: "qemu-system-ppc",
-        options: &POWER9,
+        emulator: Kind::Qemu(Qemu {
+            program: "qemu-system-ppc64",
+            package: "qemu-system-ppc",
+            options: &POWER9,
+        }),
         kernel: "linux-image-powerpc64le-64k",
         guest_kernel: "linux-image-powerpc64le",
         modules: &["kvm-hv"],
@@ -180,14 +192,16 @@ pub const MACHINES: [Machine; 9] = [
         name: "riscv64",
         about: "a server with AIA",
         arch: "riscv64",
-        program: "qemu-system-riscv64",
-        package: "qemu-system-riscv",
-        options: &[
-            "-machine",
-            "virt,aia=aplic-imsic,aia-guests=4",
-            "-cpu",
-            "rv64,h=true,smaia=true,ssaia=true",
-        ],
+        emulator: Kind::Qemu(Qemu {
+            program: "qemu-system-riscv64",
+            package: "qemu-system-riscv",
+            options: &[
+                "-machine",
+                "virt,aia=aplic-imsic,aia-guests=4",
+                "-cpu",
+                "rv64,h=true,smaia=true,ssaia=true",
+            ],
+        }),
         kernel: "linux-image-riscv64",
         guest_kernel: "linux-image-riscv64",
         modules: &["kvm"],
@@ -198,12 +212,25 @@ pub const MACHINES: [Machine; 9] = [
         name: "riscv64-plic",
         about: "a board with a PLIC and no AIA",
         arch: "riscv64",
-        program: "qemu-system-riscv64",
-        package: "qemu-system-riscv",
-        options: &["-machine", "virt", "-cpu", "rv64,h=true"],
+        emulator: Kind::Qemu(Qemu {
+            program: "qemu-system-riscv64",
+            package: "qemu-system-riscv",
+            options: &["-machine", "virt", "-cpu", "rv64,h=true"],
+        }),
         kernel: "linux-image-riscv64",
         guest_kernel: "linux-image-riscv64",
         modules: &["kvm"],
+        cmdline: "",
+        settled: false,
+    },
+    Machine {
+        name: "s390x",
+        about: "a mainframe's partition, z10 to z196, with SIE",
+        arch: "s390x",
+        emulator: Kind::Hercules,
+        kernel: "linux-image-s390x",
+        guest_kernel: "linux-image-s390x",
+        modules: &["kvm", "tape_34xx", "dasd_fba_mod"],
         cmdline: "",
         settled: false,
     },

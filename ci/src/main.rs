@@ -9,7 +9,8 @@
 //! - [`toolchain`] builds for every target; [`kernels`], [`images`] and [`rootfs`]
 //!   are what guests run; [`checkers`] read back what guests read.
 //! - [`user`] runs unit tests of other architectures by QEMU's user mode.
-//! - [`machines`] is the table of machines, [`l1`] starts one.
+//! - [`machines`] is the table of machines, [`l1`] starts one, in [`qemu`] or
+//!   [`hercules`].
 //! - [`run`] is `cargo lab run`; [`test`] is `cargo lab test`, with [`guest`],
 //!   [`assets`] and [`results`]; [`bench`] is `cargo lab bench`.
 
@@ -21,11 +22,13 @@ mod checkers;
 mod emulator;
 mod error;
 mod guest;
+mod hercules;
 mod images;
 mod kernels;
 mod l1;
 mod machines;
 mod program;
+mod qemu;
 mod results;
 mod rootfs;
 mod run;
@@ -36,6 +39,7 @@ mod toolchain;
 mod unpacked;
 mod user;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -127,6 +131,16 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Run Hercules in a folder, and read its tapes.
+    #[command(name = hercules::ATTEND, hide = true)]
+    AttendHercules {
+        folder: PathBuf,
+        console: PathBuf,
+        status: PathBuf,
+        program: String,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -193,6 +207,13 @@ fn act(command: Command) -> Result<i32> {
             program,
             arguments,
         } => l1::become_with_lab(lab, &program, &arguments).map(|()| 0),
+        Command::AttendHercules {
+            folder,
+            console,
+            status,
+            program,
+            arguments,
+        } => hercules::attend(&folder, &console, &status, &program, &arguments),
     }
 }
 

@@ -5,9 +5,10 @@ use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::process::{self, Command, ExitStatus};
 
-use crossvisor_boot::initramfs::{InitConfig, STATUS_PORT};
+use crossvisor_boot::initramfs::InitConfig;
 
 use crate::cache::{Cache, progress};
+use crate::emulator::Kind;
 use crate::error::{Error, Result};
 use crate::kernels::Kernel;
 use crate::l1::{Changes, Disk, Parts, Start, Stdio};
@@ -36,7 +37,12 @@ pub fn run(
     arguments: &[String],
 ) -> Result<i32> {
     let mut arguments = arguments.to_vec();
-    let terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
+    let emulated = match machine {
+        Some(machine) => machine,
+        None => Machine::of(target)?,
+    };
+    let terminal =
+        io::stdin().is_terminal() && io::stdout().is_terminal() && emulated.emulator.has_terminal();
     if !terminal && !given(&arguments, "--exec") && !given(&arguments, "--initrd") {
         arguments.push("--exec".to_owned());
         arguments.push(REPORT.to_owned());
@@ -50,11 +56,7 @@ pub fn run(
             Err(reason) => progress(&format!("{reason}; so crossvisor runs in a lab machine")),
         }
     }
-    let machine = match machine {
-        Some(machine) => machine,
-        None => Machine::of(target)?,
-    };
-    run_in(cache, machine, &binary, &arguments, terminal)
+    run_in(cache, emulated, &binary, &arguments, terminal)
 }
 
 /// Whether this machine's /dev/kvm can run stock kernels, as `crossvisor
@@ -118,7 +120,7 @@ fn run_in(
     let parts = Parts::get(cache, machine)?;
     let scratch = tempfile::tempdir()
         .map_err(|error| Error::said(format!("a folder for temporary files: {error}")))?;
-    let carried = carry(arguments);
+    let carried = carry(arguments, &machine.emulator);
     let mut initramfs = parts.initramfs(binary)?;
     for (host, path) in &carried.files {
         initramfs.add(host, path)?;
@@ -129,19 +131,19 @@ fn run_in(
         Stdio::Streams(scratch.path().join("console"))
     };
     let words: Vec<String> = carried.arguments.iter().map(|word| quote(word)).collect();
+    let command = format!("exec crossvisor run {}", words.join(" "));
     let config = InitConfig {
-        command: Some(format!("exec crossvisor run {}", words.join(" "))),
-        io: stdio.io(),
-        status_port: Some(STATUS_PORT.to_owned()),
-        hostname: Some(machine.name.to_owned()),
         terminal: terminal_size(),
-        ..InitConfig::default()
+        ..parts.init(command, &stdio, &carried.disks)
     };
     let image = scratch.path().join("initramfs");
     initramfs.write(&config, &image)?;
     progress(&format!(
-        "starting {}: {} under TCG, {}",
-        machine.name, machine.about, parts.kernel.release
+        "starting {}: {} in {}, {}",
+        machine.name,
+        machine.about,
+        machine.emulator.name(),
+        parts.kernel.release
     ));
     let status = scratch.path().join("status");
     let start = Start {
@@ -158,7 +160,7 @@ fn run_in(
         Stdio::Streams(_) | Stdio::Output(_) => forward(&mut command),
     }
     .map_err(|source| Error::Start {
-        program: machine.program.to_owned(),
+        program: machine.emulator.program().to_owned(),
         source,
     })?;
     if let Some(status) = start.reported() {
@@ -210,7 +212,7 @@ struct Carried {
 /// other argument that is the path of a file or folder is copied in, whole,
 /// and read-only in effect. What follows `--exec` and `--cmdline` stays as it
 /// is.
-fn carry(arguments: &[String]) -> Carried {
+fn carry(arguments: &[String], emulator: &Kind) -> Carried {
     let mut carried = Carried::default();
     let mut before = "";
     for argument in arguments {
@@ -221,7 +223,7 @@ fn carry(arguments: &[String]) -> Carried {
         let kept = argument.strip_suffix(value).unwrap_or_default();
         let there = match option {
             "--exec" | "--cmdline" => None,
-            "--disk" => carried.disk(value),
+            "--disk" => carried.disk(value, emulator),
             _ => carried.file(value),
         };
         carried.arguments.push(match there {
@@ -239,7 +241,7 @@ fn carry(arguments: &[String]) -> Carried {
 
 impl Carried {
     /// A disk, given as `PATH`, `PATH,OPTIONS` or `path=PATH,OPTIONS`.
-    fn disk(&mut self, value: &str) -> Option<String> {
+    fn disk(&mut self, value: &str, emulator: &Kind) -> Option<String> {
         let mut parts: Vec<String> = value.split(',').map(str::to_owned).collect();
         let read_only = parts.iter().skip(1).any(|p| {
             matches!(
@@ -252,7 +254,7 @@ impl Carried {
             .rsplit_once('=')
             .map_or(first.as_str(), |(_, path)| path);
         let host = Path::new(path).canonicalize().ok()?;
-        let letter = char::from(b'a'.checked_add(u8::try_from(self.disks.len()).ok()?)?);
+        let there = emulator.disk(self.disks.len())?;
         let key = first.strip_suffix(path).unwrap_or_default().to_owned();
         self.disks.push(Disk {
             path: host,
@@ -262,7 +264,7 @@ impl Carried {
                 Changes::Kept
             },
         });
-        *first = format!("{key}/dev/vd{letter}");
+        *first = format!("{key}{there}");
         Some(parts.join(","))
     }
 
@@ -317,7 +319,15 @@ fn terminal_size() -> Option<(u16, u16)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::emulator::Qemu;
     use std::fs;
+
+    /// What the lab's disks are called does not depend on more.
+    const EMULATOR: Kind = Kind::Qemu(Qemu {
+        program: "",
+        package: "",
+        options: &[],
+    });
 
     fn words(line: &[&str]) -> Vec<String> {
         line.iter().map(|w| (*w).to_owned()).collect()
@@ -332,18 +342,21 @@ mod tests {
             path.display().to_string()
         };
         let (kernel, initrd, a, b) = (path("vmlinuz"), path("i"), path("a.img"), path("b.img"));
-        let carried = carry(&words(&[
-            &kernel,
-            &format!("--initrd={initrd}"),
-            "--disk",
-            &a,
-            "--disk",
-            &format!("path={b},readonly,serial=x"),
-            "--cpus",
-            "4",
-            "--exec",
-            &a,
-        ]));
+        let carried = carry(
+            &words(&[
+                &kernel,
+                &format!("--initrd={initrd}"),
+                "--disk",
+                &a,
+                "--disk",
+                &format!("path={b},readonly,serial=x"),
+                "--cpus",
+                "4",
+                "--exec",
+                &a,
+            ]),
+            &EMULATOR,
+        );
         assert_eq!(
             carried.arguments,
             [
@@ -367,7 +380,7 @@ mod tests {
     #[test]
     fn what_is_not_there_stays_as_it_was_given() {
         let given = words(&["/no/such/kernel", "--disk", "/no/such/disk", "--memory=1G"]);
-        let carried = carry(&given);
+        let carried = carry(&given, &EMULATOR);
         assert_eq!(carried.arguments, given);
         assert!(carried.files.is_empty() && carried.disks.is_empty());
     }

@@ -4,6 +4,7 @@
 //! libraries, so that they run on any host of the same processor whatever its
 //! C library is.
 
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,8 @@ use crate::error::{AtPath, Error, Result};
 pub struct Programs {
     root: PathBuf,
     libraries: PathBuf,
+    /// Where libraries are looked for: `libraries`, and then others.
+    search_path: OsString,
     loader: PathBuf,
 }
 
@@ -45,6 +48,7 @@ impl Programs {
         }
         Ok(Self {
             root,
+            search_path: libraries.clone().into(),
             libraries,
             loader,
         })
@@ -58,6 +62,12 @@ impl Programs {
     /// The folder of the root's libraries.
     pub fn libraries(&self) -> &Path {
         &self.libraries
+    }
+
+    /// Libraries are in `folder` of the root, too.
+    pub fn add_libraries(&mut self, folder: &str) {
+        self.search_path.push(":");
+        self.search_path.push(self.root.join(folder));
     }
 
     /// A command that runs `program`, a path within the root.
@@ -90,7 +100,7 @@ impl Programs {
     fn words(&self, program: &str) -> [PathBuf; 3] {
         [
             "--library-path".into(),
-            self.libraries.clone(),
+            self.search_path.clone().into(),
             self.root.join(program),
         ]
     }

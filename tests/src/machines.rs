@@ -96,6 +96,18 @@ const ARCHITECTURES: &[Arch] = &[
         least_memory: 88,
         other_mmu: ("radix", "one kind"),
     },
+    Arch {
+        name: "s390x",
+        shows_common: false,
+        console: "ttysclp0",
+        formats: &["image"],
+        clock: "tod",
+        features: &["esan3", "zarch", "stfle", "msa", "ldisp", "eimm", "dfp"],
+        transports: &["ccw"],
+        own_devices: 0,
+        least_memory: 64,
+        other_mmu: ("radix", "one kind"),
+    },
 ];
 
 /// An interrupt controller that guests of a machine can have.
@@ -223,6 +235,17 @@ const BOARDS: &[Board] = &[
             Some(("aia", "plic")),
         )
     },
+    board(
+        "s390x",
+        &[],
+        &[
+            ("KVM_CAP_S390_CSS_SUPPORT", true),
+            ("KVM_CAP_S390_IRQCHIP", true),
+            ("KVM_CAP_IRQFD", true),
+        ],
+        &[],
+        None,
+    ),
 ];
 
 /// A machine of the lab, and what is expected of it.

@@ -12,7 +12,7 @@ use std::process::Stdio as Pipe;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
-use crossvisor_boot::initramfs::{Builder, InitConfig, STATUS_PORT};
+use crossvisor_boot::initramfs::Builder;
 use serde::Serialize;
 
 use crate::assets::{self, TESTS};
@@ -141,7 +141,7 @@ impl Bench<'_> {
             .stdout(Pipe::piped())
             .spawn()
             .map_err(|source| Error::Start {
-                program: machine.program.to_owned(),
+                program: machine.emulator.program().to_owned(),
                 source,
             })?;
         let lines = lines_of(child.stdout.take());
@@ -230,13 +230,8 @@ impl Bench<'_> {
         let json = serde_json::to_vec_pretty(&plan).map_err(Error::said_by)?;
         let file = format!("{TESTS}/bench.json");
         initramfs.add_bytes(&file, json)?;
-        let config = InitConfig {
-            command: Some(format!("exec {measurer} bench {file} 2>&1")),
-            io: stdio.io(),
-            status_port: Some(STATUS_PORT.to_owned()),
-            hostname: Some(self.parts.machine.name.to_owned()),
-            ..InitConfig::default()
-        };
+        let command = format!("exec {measurer} bench {file} 2>&1");
+        let config = self.parts.init(command, stdio, &[]);
         initramfs.write(&config, path)
     }
 
