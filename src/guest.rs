@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crossvisor_boot::initramfs::{Builder, InitConfig, Io, ModuleTree};
+use crossvisor_boot::initramfs::{AtEnd, Builder, InitConfig, Io, ModuleTree};
 use crossvisor_boot::{KernelImage, host};
 use crossvisor_vmm::config::Initrd;
 use crossvisor_vmm::plan::{DeviceKind, Plan};
@@ -72,6 +72,9 @@ pub fn initramfs(args: &RunArgs, kernel: &Path, plan: &Plan) -> Result<Built, St
         hostname: Some(args.machine.name.clone()),
         ..InitConfig::default()
     };
+    if plan.power_off_is_ctrl_alt_del {
+        config.ctrl_alt_del = AtEnd::PowerOff;
+    }
     if let Some(command) = &args.exec {
         config.command = Some(command.clone());
         config.status_port = Some(exec::STATUS.into());

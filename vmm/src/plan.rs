@@ -223,6 +223,9 @@ pub struct Plan {
     /// Kernel modules that a Linux guest needs for the machine's own devices,
     /// by name; those of virtio devices follow from `devices` and the slots.
     pub guest_modules: Vec<&'static str>,
+    /// Whether a request to power off reaches Linux as Ctrl-Alt-Del, rather
+    /// than as a power button.
+    pub power_off_is_ctrl_alt_del: bool,
 }
 
 impl Plan {

@@ -41,6 +41,7 @@ impl PlainMachine {
             devices: Vec::new(),
             cmdline: String::new(),
             guest_modules: Vec::new(),
+            power_off_is_ctrl_alt_del: false,
         })
     }
 }

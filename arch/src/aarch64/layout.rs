@@ -136,6 +136,7 @@ pub fn plan(config: &VmConfig, host: &Host, gic: Gic) -> Result<(Plan, u32)> {
         devices,
         cmdline: shared::command_line(config, "ttyS0", CMDLINE_MAX)?,
         guest_modules: vec!["gpio_keys", "evdev"],
+        power_off_is_ctrl_alt_del: false,
     };
     plan.check(host.page_size)?;
     Ok((plan, ipa_bits))

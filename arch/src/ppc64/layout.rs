@@ -66,6 +66,7 @@ pub fn plan(config: &VmConfig, host: &Host, mmu: Mmu) -> Result<Plan> {
         devices,
         cmdline: command_line(config)?,
         guest_modules: Vec::new(),
+        power_off_is_ctrl_alt_del: false,
     };
     plan.check(host.page_size)?;
     Ok(plan)

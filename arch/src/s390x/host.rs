@@ -8,7 +8,8 @@ use crate::shared::{
     host::{Effect, choose},
 };
 
-/// Facilities, as KVM offers them to guests: a bit each, the first the leftmost.
+/// The facilities that the host has and KVM grants to guests: a bit each, the
+/// first the leftmost.
 pub const FACILITIES: &str = "facilities";
 
 /// What the machine uses, or would use: the KVM API's names for capabilities

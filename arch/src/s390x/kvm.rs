@@ -37,10 +37,15 @@ impl KvmArchitecture for S390x {
             _ => Error::io("KVM_CREATE_VM", errno),
         })?;
         let machine = vm.cpu_machine();
-        let facilities = machine.as_ref().map_or(Vec::new(), |machine| {
-            let granted = machine.fac_list.iter().zip(&machine.fac_mask);
-            host::facilities(&granted.map(|(list, _)| *list).collect::<Vec<_>>())
-        });
+        let (facilities, granted) = machine.as_ref().map_or_else(
+            |_| Default::default(),
+            |machine| {
+                let masked = machine.fac_list.iter().zip(&machine.fac_mask);
+                let granted: Vec<u64> = masked.map(|(list, mask)| list & mask).collect();
+                let numbers = host::facilities;
+                (numbers(&machine.fac_list), numbers(&granted))
+            },
+        );
         let limit = vm.memory_limit().ok().filter(|limit| *limit > 0);
         let capabilities = host::capabilities(
             |name| match name {
@@ -49,7 +54,7 @@ impl KvmArchitecture for S390x {
                 "topology" => facilities.contains(&TOPOLOGY).into(),
                 name => capability(name).map_or(0, |cap| vm.check_extension_int(cap).into()),
             },
-            &facilities,
+            &granted,
         );
         Ok(Host {
             page_size: rustix::param::page_size() as u64,

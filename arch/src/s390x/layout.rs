@@ -64,6 +64,8 @@ pub fn plan(config: &VmConfig, host: &Host) -> Result<Plan> {
         devices,
         cmdline: command_line(config)?,
         guest_modules: Vec::new(),
+        // Linux calls ctrl_alt_del (drivers/s390/char/sclp_quiesce.c).
+        power_off_is_ctrl_alt_del: true,
     };
     plan.check(host.page_size)?;
     Ok(plan)

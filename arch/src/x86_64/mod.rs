@@ -154,6 +154,7 @@ impl X86Machine {
             devices: layout::devices(config, transport)?,
             cmdline: cmdline(config)?,
             guest_modules: vec!["button", "evdev"],
+            power_off_is_ctrl_alt_del: false,
         };
         plan.check(host.page_size)?;
         let tables = acpi::tables(&plan)?;
