@@ -18,7 +18,7 @@ const SCRIPT: &str = "
     echo online=$(cat /sys/devices/system/cpu/online)
     echo nproc=$(nproc)
     echo cores=$(cat /sys/devices/system/cpu/cpu*/topology/core_id | sort -u | wc -l)
-    echo flags=$(grep -m1 -E '^(flags|Features|isa)' /proc/cpuinfo | cut -d: -f2)
+    echo flags=$(grep -m1 -E '^(flags|Features|features|isa)' /proc/cpuinfo | cut -d: -f2)
     echo clock=$(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)
     tool cpus 600";
 
@@ -59,7 +59,7 @@ fn features(lab: &Lab, flags: &str) -> Result {
     let host: BTreeSet<&str> = host
         .lines()
         .filter(|line| {
-            ["flags", "Features", "isa"]
+            ["flags", "Features", "features", "isa"]
                 .iter()
                 .any(|key| line.starts_with(key))
         })

@@ -1,5 +1,5 @@
-//! Virtio over PCI and over MMIO, with messages and with wires, under each
-//! interrupt controller.
+//! Virtio over PCI, over MMIO and over channel I/O, with messages and with wires,
+//! under each interrupt controller.
 
 use crate::check::{Result, contains, ensure, equal, fail, number, value};
 use crate::lab::{Lab, text};
@@ -9,9 +9,12 @@ use crate::runner::{Test, test};
 /// The tests of this theme.
 pub const TESTS: &[Test] = &[
     test("pci-with-messages-and-entropy", 150, pci)
-        .on(|m| m.has_messages())
+        .on(|m| m.has_transport("pci") && m.has_messages())
         .about(Difference::Interrupts),
-    test("pci-with-wires", 150, wires).about(Difference::Interrupts),
+    test("pci-with-wires", 150, wires)
+        .on(|m| m.has_transport("pci"))
+        .about(Difference::Interrupts),
+    test("ccw", 150, ccw).on(|m| m.has_transport("ccw")).once(),
     test("mmio", 150, mmio)
         .on(|m| m.has_transport("mmio"))
         .about(Difference::Interrupts),
@@ -41,16 +44,16 @@ const MIB: usize = 1 << 20;
 /// Reads a disk and the entropy device, and says how their interrupts came.
 const SCRIPT: &str = "
     set -e
-    echo interrupts-before=$(awk '/virtio/ { for (i = 2; i < 6; i++) n += $i } END { print n }' /proc/interrupts)
+    echo interrupts-before=$(awk '/virtio|Virtual I.O/ { for (i = 2; i < 6; i++) n += $i } END { print n }' /proc/interrupts)
     tool check /dev/vda 0 1048576 51
     tool write /dev/vda 0 1048576 52
     echo where=$(readlink -f /sys/block/vda/device)
     echo source=$(cat /sys/class/misc/hw_random/rng_current)
     echo first=$(dd if=/dev/hwrng bs=32 count=1 2>/dev/null | xxd -p | tr -d '\\n')
     echo second=$(dd if=/dev/hwrng bs=32 count=1 2>/dev/null | xxd -p | tr -d '\\n')
-    echo interrupts=$(awk '/virtio/ { for (i = 2; i < 6; i++) n += $i } END { print n }' /proc/interrupts)
+    echo interrupts=$(awk '/virtio|Virtual I.O/ { for (i = 2; i < 6; i++) n += $i } END { print n }' /proc/interrupts)
     echo devices=$(ls /sys/bus/virtio/devices | wc -l)
-    grep virtio /proc/interrupts";
+    grep -E 'virtio|Virtual I.O' /proc/interrupts";
 
 /// Runs [`SCRIPT`] with `arguments`; what the guest said.
 fn guest(lab: &Lab, arguments: &[&str]) -> Result<String> {
@@ -114,6 +117,21 @@ fn mmio(lab: &Lab) -> Result {
         || format!("the disk is at {place}"),
     )?;
     no_messages(&out)
+}
+
+/// Devices are behind subchannels, and interrupt by an adapter's indicators
+/// rather than by their subchannels.
+fn ccw(lab: &Lab) -> Result {
+    let out = guest(lab, &["--transport", "ccw", "--cpus", "2"])?;
+    contains("where the disk is", value(&out, "where")?, "/css0/0.0.")?;
+    let counts = |name: &str| -> u64 {
+        let line = out.lines().find(|line| line.trim_start().starts_with(name));
+        let words = line.unwrap_or_default().split_whitespace().skip(1);
+        words.map_while(|word| word.parse::<u64>().ok()).sum()
+    };
+    ensure(counts("VAI:") > counts("VIR:"), || {
+        format!("adapter interruptions are fewer than others:\n{out}")
+    })
 }
 
 /// No device on PCI was seen to interrupt by messages; the wires of an APLIC are
