@@ -24,7 +24,7 @@ pub struct Machine {
     pub kernel: &'static str,
     /// Debian's meta package of the kernel that guests run.
     pub guest_kernel: &'static str,
-    /// Kernel modules that it loads, dependencies aside.
+    /// Kernel modules that it loads, dependencies aside; some with parameters.
     pub modules: &'static [&'static str],
     /// Its kernel's command line, beyond the console.
     pub cmdline: &'static str,
@@ -230,7 +230,7 @@ pub const MACHINES: [Machine; 10] = [
         emulator: Kind::Hercules,
         kernel: "linux-image-s390x",
         guest_kernel: "linux-image-s390x",
-        modules: &["kvm", "tape_34xx", "dasd_fba_mod"],
+        modules: &["kvm hpage=1", "tape_34xx", "dasd_fba_mod"],
         cmdline: "",
         settled: false,
     },

@@ -12,6 +12,9 @@ use crate::shared::{
 /// first the leftmost.
 pub const FACILITIES: &str = "facilities";
 
+/// Huge pages of 1 MiB for guests.
+const HUGE_PAGES: &str = "KVM_CAP_S390_HPAGE_1M";
+
 /// What the machine uses, or would use: the KVM API's names for capabilities
 /// (section 4.4), `sie` for KVM's being there at all, `pgste` for a VM's being
 /// made, `flic` for the device, `topology` for facility 11.
@@ -103,6 +106,13 @@ const USES: &[(&str, Effect)] = &[
             "no machine can be built",
         )
     }),
+    (HUGE_PAGES, |value| {
+        choose(
+            value,
+            "guests can have --hugepages",
+            "no --hugepages, unless kvm is loaded with hpage=1",
+        )
+    }),
     ("topology", |value| {
         choose(
             value,
@@ -179,6 +189,21 @@ pub fn require(host: &Host) -> Result<()> {
     }
 }
 
+/// Checks that guests can have huge pages.
+///
+/// # Errors
+/// Says how they could.
+pub fn require_huge_pages(host: &Host) -> Result<()> {
+    match host.has(HUGE_PAGES) {
+        true => Ok(()),
+        false => Err(Error::config(
+            "--hugepages",
+            "this host's KVM gives guests none: load it anew with `modprobe kvm hpage=1`, or \
+             boot with kvm.hpage=1",
+        )),
+    }
+}
+
 /// A logical partition of a z14 with a recent kernel.
 pub fn typical() -> Host {
     let facilities: Vec<usize> = (0..4).chain(6..12).chain(16..29).collect();
@@ -209,6 +234,17 @@ mod tests {
             .retain(|capability| capability.name != "KVM_CAP_S390_MEM_OP");
         let error = require(&old).unwrap_err().to_string();
         assert!(error.contains("KVM_CAP_S390_MEM_OP"), "{error}");
+    }
+
+    #[test]
+    fn huge_pages_are_had_or_it_is_said_how() {
+        require_huge_pages(&typical()).unwrap();
+        let mut without = typical();
+        without
+            .capabilities
+            .retain(|capability| capability.name != HUGE_PAGES);
+        let error = require_huge_pages(&without).unwrap_err().to_string();
+        assert!(error.contains("--hugepages") && error.contains("hpage=1"));
     }
 
     #[test]

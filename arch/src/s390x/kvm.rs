@@ -7,12 +7,12 @@ use crossvisor_vmm::arch::{Host, KvmArchitecture, KvmMachine, RegisterState};
 use crossvisor_vmm::error::{Error, Result};
 use crossvisor_vmm::exit::SYNC_REGS_SIZE;
 use crossvisor_vmm::kvm::bindings::{
-    KVM_CAP_S390_CPU_TOPOLOGY, KVM_CAP_S390_CSS_SUPPORT, KVM_CAP_S390_USER_SIGP,
-    KVM_CAP_S390_USER_STSI, KVM_CAP_S390_VECTOR_REGISTERS, KVM_DEV_FLIC_ADAPTER_REGISTER,
-    KVM_MP_STATE_OPERATING, KVM_MP_STATE_STOPPED, KVM_SYNC_ACRS, KVM_SYNC_ARCH0, KVM_SYNC_CRS,
-    KVM_SYNC_FPRS, KVM_SYNC_GPRS, KVM_SYNC_PREFIX, KVM_SYNC_VRS, kvm_create_device,
-    kvm_device_attr, kvm_device_type_KVM_DEV_TYPE_FLIC, kvm_enable_cap, kvm_mp_state,
-    kvm_s390_io_adapter, kvm_s390_vm_cpu_processor,
+    KVM_CAP_S390_CPU_TOPOLOGY, KVM_CAP_S390_CSS_SUPPORT, KVM_CAP_S390_HPAGE_1M,
+    KVM_CAP_S390_USER_SIGP, KVM_CAP_S390_USER_STSI, KVM_CAP_S390_VECTOR_REGISTERS,
+    KVM_DEV_FLIC_ADAPTER_REGISTER, KVM_MP_STATE_OPERATING, KVM_MP_STATE_STOPPED, KVM_SYNC_ACRS,
+    KVM_SYNC_ARCH0, KVM_SYNC_CRS, KVM_SYNC_FPRS, KVM_SYNC_GPRS, KVM_SYNC_PREFIX, KVM_SYNC_VRS,
+    kvm_create_device, kvm_device_attr, kvm_device_type_KVM_DEV_TYPE_FLIC, kvm_enable_cap,
+    kvm_mp_state, kvm_s390_io_adapter, kvm_s390_vm_cpu_processor,
 };
 use crossvisor_vmm::kvm::{Cap, DeviceFd, Kvm, VcpuFd, VmFd};
 
@@ -71,6 +71,7 @@ fn capability(name: &str) -> Option<Cap> {
         "KVM_CAP_S390_CSS_SUPPORT" => Cap::S390CssSupport,
         "KVM_CAP_IRQFD" => Cap::Irqfd,
         "KVM_CAP_S390_IRQCHIP" => Cap::S390Irqchip,
+        "KVM_CAP_S390_HPAGE_1M" => Cap::S390Hpage1m,
         "KVM_CAP_IOEVENTFD" => Cap::Ioeventfd,
         "KVM_CAP_IMMEDIATE_EXIT" => Cap::ImmediateExit,
         "KVM_CAP_S390_USER_SIGP" => Cap::S390UserSigp,
@@ -163,6 +164,9 @@ impl KvmMachine for S390xMachine {
         if self.has_vector() {
             let name = "KVM_CAP_S390_VECTOR_REGISTERS";
             enable(vm, KVM_CAP_S390_VECTOR_REGISTERS, name)?;
+        }
+        if self.hugepages() {
+            enable(vm, KVM_CAP_S390_HPAGE_1M, "KVM_CAP_S390_HPAGE_1M")?;
         }
         self.set_cpu_model(vm)?;
         let flic = self.create_flic(vm)?;

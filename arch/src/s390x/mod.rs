@@ -106,6 +106,7 @@ pub struct S390xMachine {
     host: Host,
     identity: Identity,
     ipl: IplParameters,
+    hugepages: bool,
 }
 
 impl S390xMachine {
@@ -115,6 +116,9 @@ impl S390xMachine {
     /// Names the option that cannot be met and what would work.
     pub fn new(config: &VmConfig, host: &Host) -> Result<Self> {
         host::require(host)?;
+        if config.hugepages {
+            host::require_huge_pages(host)?;
+        }
         let plan = layout::plan(config, host)?;
         // As if it had been loaded from the first disk.
         let first_disk = plan.devices.iter().find_map(|device| match device.slot {
@@ -126,7 +130,13 @@ impl S390xMachine {
             host: host.clone(),
             identity: Identity::new(&config.name),
             ipl: IplParameters::new(first_disk),
+            hugepages: config.hugepages,
         })
+    }
+
+    /// Whether guest memory is in huge pages, which KVM must be told.
+    pub fn hugepages(&self) -> bool {
+        self.hugepages
     }
 
     /// Whether vCPUs have vector registers.

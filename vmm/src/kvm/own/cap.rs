@@ -94,6 +94,8 @@ capabilities! {
     #[cfg(target_arch = "s390x")]
     S390Irqchip = KVM_CAP_S390_IRQCHIP,
     #[cfg(target_arch = "s390x")]
+    S390Hpage1m = KVM_CAP_S390_HPAGE_1M,
+    #[cfg(target_arch = "s390x")]
     S390UserSigp = KVM_CAP_S390_USER_SIGP,
     #[cfg(target_arch = "s390x")]
     S390UserStsi = KVM_CAP_S390_USER_STSI,
