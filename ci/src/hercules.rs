@@ -45,9 +45,11 @@ const DISKS: u32 = 0x600;
 const LOOK: Duration = Duration::from_millis(20);
 
 /// Commands for Hercules at its start: the machine is ended when Linux has
-/// turned off its console at power-off, and when it stopped for good.
+/// turned off its console at power-off, when it stopped for good, and when
+/// something could not be loaded.
 const SCRIPT: &str = "hao tgt HHCCP042I SYSCONS\nhao cmd exit\n\
                       hao tgt HHCCP011I CPU\nhao cmd exit\n\
+                      hao tgt HHCSC0\nhao cmd exit\n\
                       ipl machine.ins\n";
 
 /// What is to be loaded, and where (the format of Linux's `.ins` files).
@@ -130,13 +132,15 @@ pub fn command(start: &Start<'_>) -> Result<Command> {
     for tape in 0..tapes {
         file(&drive(tape), &[])?;
     }
+    // What it loads must be in the folder itself, not at the end of a link.
+    let kernel = folder.join("kernel");
+    fs::copy(&start.parts.kernel.image, &kernel).at(&start.parts.kernel.image)?;
+    fs::hard_link(start.initramfs, folder.join("initramfs")).at(start.initramfs)?;
     let link = |target: &Path, name: &str| {
         let path = folder.join(name);
         let target = std::path::absolute(target).at(target)?;
         symlink(target, &path).at(&path)
     };
-    link(&start.parts.kernel.image, "kernel")?;
-    link(start.initramfs, "initramfs")?;
     for (n, attached) in start.disks.iter().enumerate() {
         match attached.changes {
             Changes::Kept | Changes::Refused => link(&attached.path, &disk(n))?,
@@ -306,7 +310,8 @@ mod tests {
             disk("b.img", Changes::Refused),
         ];
         let stdio = Stdio::Streams("/tmp/log".into());
-        let parts = parts("s390x");
+        let mut parts = parts("s390x");
+        parts.kernel.image = path("a.img");
         let command = Start {
             parts: &parts,
             initramfs: &path("initramfs"),
