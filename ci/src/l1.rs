@@ -101,7 +101,8 @@ impl Parts {
         let mut builder = Builder::new();
         let mut add = || -> std::result::Result<(), Box<dyn std::error::Error>> {
             builder.add_init(crossvisor)?;
-            builder.symlink("/init", "/usr/bin/crossvisor")?;
+            // `/init` is a program that cannot use KVM everywhere.
+            builder.add_executable(crossvisor, "/usr/bin/crossvisor")?;
             builder.busybox(&self.busybox)?;
             builder.symlink("/bin/busybox", "/usr/bin/busybox")?;
             let tree = ModuleTree::open(&self.kernel.modules, None)?;

@@ -297,8 +297,29 @@ impl Builder {
     /// Puts an executable at `/init`. When it is dynamically linked it must be
     /// the one that is running: then its interpreter and the libraries that
     /// this process has mapped are added too.
+    ///
+    /// On s390x it does not ask for page tables with storage keys there, and
+    /// cannot use KVM: the kernel would start its first program in vain, with
+    /// EAGAIN, for it then begins the system call anew, which there was none.
     pub fn add_init(&mut self, binary: impl AsRef<Path>) -> Result<(), Error> {
-        self.add_executable(binary, "/init")
+        const INIT: &str = "/init";
+        let binary = binary.as_ref();
+        self.add_executable(binary, INIT)?;
+        let Some(pgste) = self.executable(binary)?.pgste else {
+            return Ok(());
+        };
+        let mut bytes = std::fs::read(binary).map_err(|why| Error::Read {
+            path: binary.to_owned(),
+            why,
+        })?;
+        // No program header at all (PT_NULL).
+        let kind = usize::try_from(pgste)
+            .ok()
+            .and_then(|at| bytes.get_mut(at..)?.first_chunk_mut::<4>());
+        if let Some(kind) = kind {
+            *kind = [0; 4];
+        }
+        self.add_bytes(INIT, 0o755, bytes)
     }
 
     /// Like [`add_init`](Self::add_init), at any path.

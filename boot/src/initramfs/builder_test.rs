@@ -274,3 +274,39 @@ fn maps_are_read_with_blanks_in_names() {
     );
     assert!(mapped_executables("junk\n\n").is_empty());
 }
+
+/// A static executable for s390x whose program header number 1 asks for page
+/// tables with storage keys.
+fn with_storage_keys() -> Vec<u8> {
+    let mut elf = b"\x7fELF\x02\x02\x01".to_vec();
+    elf.resize(16, 0);
+    // Type, machine, version; entry, program headers, section headers.
+    elf.extend([0, 2, 0, 22, 0, 0, 0, 1]);
+    elf.extend([0, 64, 0].map(u64::to_be_bytes).concat());
+    // Flags; sizes of this header and of a program header, how many.
+    elf.extend([0; 4]);
+    elf.extend([64_u16, 56, 2, 0, 0, 0].map(u16::to_be_bytes).concat());
+    for kind in [0x6474_e551_u32, 0x7000_0000] {
+        elf.extend(kind.to_be_bytes());
+        elf.extend([0; 52]);
+    }
+    elf
+}
+
+#[test]
+fn init_does_not_ask_for_storage_keys() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("program");
+    let elf = with_storage_keys();
+    fs::write(&program, &elf).unwrap();
+    let mut builder = Builder::new();
+    builder.add_init(&program).unwrap();
+    builder.add_executable(&program, "/bin/program").unwrap();
+    let entries = built(builder);
+    assert_eq!(entries["bin/program"].body, elf);
+    let init = &entries["init"];
+    assert_eq!(init.mode, 0o100755);
+    let (before, after) = (&init.body[..120], &init.body[124..]);
+    assert_eq!((before, after), (&elf[..120], &elf[124..]));
+    assert_eq!(init.body[120..124], [0; 4]);
+}

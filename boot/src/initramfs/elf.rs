@@ -21,7 +21,14 @@ pub struct Executable {
     pub soname: Option<String>,
     /// The libraries that it is linked with (`DT_NEEDED`), by name.
     pub needed: Vec<String>,
+    /// Where in the file it asks for page tables with storage keys, as KVM on
+    /// s390x needs them: the type of such a program header, four bytes.
+    pub pgste: Option<u64>,
 }
+
+/// The type of a program header that asks for page tables with storage keys
+/// (Linux `arch/s390/include/asm/elf.h`).
+const PT_S390_PGSTE: u32 = 0x7000_0000;
 
 /// Why a file is no executable.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +76,16 @@ where
     let little = endian == Endianness::Little;
     let machine = Machine::from_elf(header.is_type_64(), little, header.e_machine(endian));
     let segments = header.program_headers(endian, data)?;
+    let wants_pgste = |segment: &H::ProgramHeader| segment.p_type(endian).0 == PT_S390_PGSTE;
+    let pgste = match machine {
+        Machine::S390x => segments.iter().position(wants_pgste),
+        _ => None,
+    };
+    let pgste = pgste.and_then(|index| {
+        let start: u64 = header.e_phoff(endian).into();
+        let offset = (index as u64).checked_mul(header.e_phentsize(endian).into())?;
+        start.checked_add(offset)
+    });
     let mut interpreter = None;
     let mut soname = None;
     let mut needed = Vec::new();
@@ -114,5 +131,6 @@ where
         interpreter,
         soname,
         needed,
+        pgste,
     })
 }

@@ -239,7 +239,7 @@ impl Bench<'_> {
     fn guest_initrd(&self, scratch: &Path) -> Result<std::path::PathBuf> {
         let mut builder = Builder::new();
         let initrd = builder
-            .add_file(self.built.join("crossvisor-tests"), "/init")
+            .add_init(self.built.join("crossvisor-tests"))
             .and_then(|()| builder.build())
             .map_err(Error::said_by)?;
         let path = scratch.join("initrd");
