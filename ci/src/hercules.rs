@@ -166,12 +166,13 @@ pub fn command(start: &Start<'_>) -> Result<Command> {
     Ok(command)
 }
 
-/// The machine, in Hercules' words.
+/// The machine, in Hercules' words. Emulated CPUs are not to be what this
+/// machine does last, as they would be by default.
 fn configuration(start: &Start<'_>) -> String {
     let memory = start.memory;
     let mut text = format!(
         "CPUSERIAL 000002\nCPUMODEL 2097\nMODEL EMULATOR\nMAINSIZE {memory}\nXPNDSIZE 0\n\
-         NUMCPU 2\nARCHMODE z/Arch\nALRF ENABLE\nOSTAILOR QUIET\nPANRATE SLOW\n\
+         NUMCPU 2\nCPUPRIO 0\nARCHMODE z/Arch\nALRF ENABLE\nOSTAILOR QUIET\nPANRATE SLOW\n\
          PGMPRDOS LICENSED\n0009 3215-C / noprompt\n"
     );
     let tapes = if errors_apart(&start.stdio) { 3 } else { 2 };

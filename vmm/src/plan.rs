@@ -124,12 +124,13 @@ pub enum Slot {
 }
 
 impl Slot {
-    /// Linux's module with the transport's driver.
-    pub const fn driver(&self) -> &'static str {
+    /// Linux's module with the transport's driver; none where it is built in or
+    /// not there, never a module (virtio-ccw).
+    pub const fn driver(&self) -> Option<&'static str> {
         match self {
-            Slot::Pci { .. } => "virtio_pci",
-            Slot::Mmio { .. } => "virtio_mmio",
-            Slot::Ccw { .. } => "virtio_ccw",
+            Slot::Pci { .. } => Some("virtio_pci"),
+            Slot::Mmio { .. } => Some("virtio_mmio"),
+            Slot::Ccw { .. } => None,
         }
     }
 }
@@ -237,8 +238,8 @@ impl Plan {
     /// Linux's modules with the drivers of the virtio devices and of their
     /// transports.
     pub fn drivers(&self) -> BTreeSet<&'static str> {
-        let of = |device: &Device| [device.slot.driver(), device.kind.driver()];
-        self.devices.iter().flat_map(of).collect()
+        let of = |device: &Device| [device.slot.driver(), Some(device.kind.driver())];
+        self.devices.iter().flat_map(of).flatten().collect()
     }
 
     /// Checks what every plan must keep: nothing overlaps, everything is

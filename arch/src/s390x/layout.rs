@@ -155,6 +155,8 @@ mod tests {
         );
         assert_eq!(plan.cmdline, "console=ttysclp0");
         assert!(plan.pci.is_none());
+        let drivers = ["virtio_blk", "virtio_net", "virtio_rng"];
+        assert_eq!(Vec::from_iter(plan.drivers()), drivers);
     }
 
     #[test]
