@@ -19,7 +19,7 @@ use crate::run::memory;
 use crate::unpacked::quote;
 
 /// How long a machine may take from power-on to the first test.
-const BOOT: Duration = Duration::from_secs(180);
+const BOOT: Duration = Duration::from_secs(300);
 /// How long a test may take that names no limit of its own.
 const TEST: Duration = Duration::from_secs(120);
 /// How long a machine may take to power off after the last test.

@@ -16,9 +16,9 @@ use crate::lab::Lab;
 use crate::pty::Terminal;
 use crate::stream::{Stream, readable};
 
-/// How long a run may take that names no limit of its own: a guest in an
-/// emulated machine needs 4 to 8 seconds when that has the host to itself.
-const LIMIT: Duration = Duration::from_secs(120);
+/// How long a run may take that names no limit of its own, in seconds: a guest in
+/// an emulated machine needs 4 to 8 seconds when that has the host to itself.
+const LIMIT: u64 = 120;
 
 /// The option that may be given once.
 const CMDLINE: &str = "--cmdline";
@@ -68,8 +68,9 @@ impl<'a> Crossvisor<'a> {
             arguments: Vec::new(),
             stdin: None,
             uid: None,
-            limit: LIMIT,
+            limit: Duration::ZERO,
         }
+        .limit(LIMIT)
     }
 
     /// Appends arguments. Words for the kernel are put behind those that are
@@ -113,9 +114,10 @@ impl<'a> Crossvisor<'a> {
         self
     }
 
-    /// How long it may take.
+    /// How long it may take, on machines of the usual speed.
     pub fn limit(mut self, seconds: u64) -> Self {
-        self.limit = Duration::from_secs(seconds);
+        let patience = self.lab.machine().guests().map_or(1, |arch| arch.patience);
+        self.limit = Duration::from_secs(seconds * patience);
         self
     }
 

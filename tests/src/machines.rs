@@ -9,6 +9,9 @@ pub struct Arch {
     /// Whether the matrix shows on it what all have in common; an architecture
     /// with ACPI and one with a device tree do for it.
     pub shows_common: bool,
+    /// By what limits of time are multiplied: how much slower its emulator is
+    /// than the others.
+    pub patience: u64,
     /// The machine's own console, as Linux calls it.
     pub console: &'static str,
     /// The kernel formats that it boots, as the lab names them.
@@ -34,6 +37,7 @@ const ARCHITECTURES: &[Arch] = &[
     Arch {
         name: "x86_64",
         shows_common: true,
+        patience: 1,
         console: "ttyS0",
         formats: &["bzimage", "elf"],
         clock: "kvm-clock",
@@ -48,6 +52,7 @@ const ARCHITECTURES: &[Arch] = &[
     Arch {
         name: "aarch64",
         shows_common: true,
+        patience: 1,
         console: "ttyS0",
         formats: &["image", "gzip", "zboot"],
         clock: "arch_sys_counter",
@@ -60,6 +65,7 @@ const ARCHITECTURES: &[Arch] = &[
     Arch {
         name: "ppc64le",
         shows_common: false,
+        patience: 1,
         console: "hvc0",
         formats: &["vmlinux", "vmlinux-gzip"],
         clock: "timebase",
@@ -76,6 +82,7 @@ const ARCHITECTURES: &[Arch] = &[
     Arch {
         name: "riscv64",
         shows_common: false,
+        patience: 1,
         console: "ttyS0",
         formats: &["image", "gzip", "zboot"],
         clock: "riscv_clocksource",
@@ -99,6 +106,8 @@ const ARCHITECTURES: &[Arch] = &[
     Arch {
         name: "s390x",
         shows_common: false,
+        // Hercules has no just-in-time compiler.
+        patience: 3,
         console: "ttysclp0",
         formats: &["image"],
         clock: "tod",

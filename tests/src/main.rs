@@ -92,8 +92,10 @@ fn tests(arguments: Vec<String>) -> Result<ExitCode, String> {
             .machine
             .as_deref()
             .ok_or("--list needs --machine")?;
-        for test in selection.of(&tests, Machine { name })? {
-            println!("{} {}", test.name, test.seconds);
+        let machine = Machine { name };
+        let patience = machine.guests().map_or(1, |arch| arch.patience);
+        for test in selection.of(&tests, machine)? {
+            println!("{} {}", test.name, test.seconds * patience);
         }
         return Ok(ExitCode::SUCCESS);
     }
