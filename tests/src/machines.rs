@@ -82,7 +82,9 @@ const ARCHITECTURES: &[Arch] = &[
     Arch {
         name: "riscv64",
         shows_common: false,
-        patience: 1,
+        // A guest that touches much memory was seen to take two minutes where
+        // its machine had half a CPU.
+        patience: 2,
         console: "ttyS0",
         formats: &["image", "gzip", "zboot"],
         clock: "riscv_clocksource",
