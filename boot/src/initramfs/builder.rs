@@ -304,8 +304,7 @@ impl Builder {
     pub fn add_init(&mut self, binary: impl AsRef<Path>) -> Result<(), Error> {
         const INIT: &str = "/init";
         let binary = binary.as_ref();
-        self.add_executable(binary, INIT)?;
-        let Some(pgste) = self.executable(binary)?.pgste else {
+        let Some(pgste) = self.add_program(binary, INIT)?.pgste else {
             return Ok(());
         };
         let mut bytes = std::fs::read(binary).map_err(|why| Error::Read {
@@ -324,11 +323,15 @@ impl Builder {
 
     /// Like [`add_init`](Self::add_init), at any path.
     pub fn add_executable(&mut self, host: impl AsRef<Path>, path: &str) -> Result<(), Error> {
-        let host = host.as_ref();
+        self.add_program(host.as_ref(), path).map(drop)
+    }
+
+    /// Adds an executable with what it is linked with, and returns what it is.
+    fn add_program(&mut self, host: &Path, path: &str) -> Result<Executable, Error> {
         let executable = self.executable(host)?;
         self.add_file(host, path)?;
-        let Some(interpreter) = executable.interpreter else {
-            return Ok(());
+        let Some(interpreter) = &executable.interpreter else {
+            return Ok(executable);
         };
         if !same_file(host, Path::new("/proc/self/exe")) {
             return Err(Error::Executable {
@@ -362,18 +365,18 @@ impl Builder {
             }
         }
         // The interpreter's own path often goes through links (/lib64).
-        let real = Path::new(&interpreter)
+        let real = Path::new(interpreter)
             .canonicalize()
             .map_err(|why| Error::Read {
-                path: PathBuf::from(&interpreter),
+                path: PathBuf::from(interpreter),
                 why,
             })?;
         let real = real.to_string_lossy().into_owned();
         self.add_file(&real, &real)?;
-        if real != interpreter {
-            self.symlink(&real, &interpreter)?;
+        if real != *interpreter {
+            self.symlink(&real, interpreter)?;
         }
-        Ok(())
+        Ok(executable)
     }
 
     fn executable(&self, host: &Path) -> Result<Executable, Error> {
