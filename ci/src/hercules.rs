@@ -17,7 +17,7 @@ use std::time::Duration;
 use crossvisor_boot::initramfs::InitConfig;
 
 use crate::error::{AtPath, Error, Result};
-use crate::l1::{Changes, Disk, Start, Stdio, with_lab};
+use crate::l1::{Changes, Disk, Start, Stdio, lab, with_lab};
 
 /// The name of the lab's hidden command that runs Hercules and reads its tapes.
 pub const ATTEND: &str = "attend-hercules";
@@ -65,6 +65,11 @@ fn errors_apart(stdio: &Stdio) -> bool {
     matches!(stdio, Stdio::Streams(_))
 }
 
+/// How many tapes there are.
+fn tapes(stdio: &Stdio) -> usize {
+    if errors_apart(stdio) { 3 } else { 2 }
+}
+
 fn drive(tape: usize) -> String {
     format!("{:04x}", DRIVES + tape as u32)
 }
@@ -75,7 +80,6 @@ fn disk(n: usize) -> String {
 
 /// What `/init` is told, so that it runs `command`, with tapes for its streams.
 pub fn init(command: &str, stdio: &Stdio, disks: &[Disk]) -> InitConfig {
-    let tapes = if errors_apart(stdio) { 3 } else { 2 };
     let mut script = "ccw=/sys/bus/ccw/devices/0.0\n".to_owned();
     for (n, disk_) in disks.iter().enumerate() {
         if disk_.changes == Changes::Refused {
@@ -83,7 +87,7 @@ pub fn init(command: &str, stdio: &Stdio, disks: &[Disk]) -> InitConfig {
         }
         script += &format!("echo 1 >$ccw.{}/online\n", disk(n));
     }
-    for tape in 0..tapes {
+    for tape in 0..tapes(stdio) {
         script += &format!("echo 1 >$ccw.{}/online\n", drive(tape));
     }
     let write = |tape: usize| format!("dd bs=32k of=/dev/ntibm{tape} 2>/dev/null");
@@ -128,8 +132,7 @@ pub fn command(start: &Start<'_>) -> Result<Command> {
     let size = fs::metadata(start.initramfs).at(start.initramfs)?.len();
     let fields = [INITRAMFS.to_be_bytes(), size.to_be_bytes()];
     file("fields", &fields.concat())?;
-    let tapes = if errors_apart(&start.stdio) { 3 } else { 2 };
-    for tape in 0..tapes {
+    for tape in 0..tapes(&start.stdio) {
         file(&drive(tape), &[])?;
     }
     // What it loads must be in the folder itself, not at the end of a link.
@@ -150,9 +153,8 @@ pub fn command(start: &Start<'_>) -> Result<Command> {
             }
         }
     }
-    let lab = std::env::current_exe().at(Path::new("/proc/self/exe"))?;
     let hercules = start.parts.emulator.command();
-    let mut command = Command::new(lab);
+    let mut command = lab()?;
     command
         .arg(ATTEND)
         .arg(&folder)
@@ -175,8 +177,7 @@ fn configuration(start: &Start<'_>) -> String {
          NUMCPU 2\nCPUPRIO 0\nARCHMODE z/Arch\nALRF ENABLE\nOSTAILOR QUIET\nPANRATE SLOW\n\
          PGMPRDOS LICENSED\n0009 3215-C / noprompt\n"
     );
-    let tapes = if errors_apart(&start.stdio) { 3 } else { 2 };
-    for tape in 0..tapes {
+    for tape in 0..tapes(&start.stdio) {
         text += &format!("{0} 3480 {0}\n", drive(tape));
     }
     for n in 0..start.disks.len() {

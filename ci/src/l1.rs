@@ -297,11 +297,20 @@ impl Start<'_> {
 /// The name of the lab's hidden command that ends with the lab.
 pub const WITH_LAB: &str = "with-lab";
 
+/// The lab's own program, for its hidden commands.
+///
+/// # Errors
+///
+/// When it can't be found.
+pub fn lab() -> Result<Command> {
+    let path = std::env::current_exe().at(Path::new("/proc/self/exe"))?;
+    Ok(Command::new(path))
+}
+
 /// `command` as a child that the system kills when the lab dies, started by
 /// way of the lab's own [`WITH_LAB`] command.
 pub fn with_lab(command: &Command) -> Result<Command> {
-    let lab = std::env::current_exe().at(Path::new("/proc/self/exe"))?;
-    let mut wrapped = Command::new(lab);
+    let mut wrapped = lab()?;
     wrapped
         .arg(WITH_LAB)
         .arg(std::process::id().to_string())
