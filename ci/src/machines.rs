@@ -51,8 +51,28 @@ const fn pseries(cpu: &'static str) -> [&'static str; 8] {
     ]
 }
 
-const POWER9: [&str; 8] = pseries("POWER9");
-const POWER10: [&str; 8] = pseries("POWER10");
+const fn power(options: &'static [&'static str; 8]) -> Kind {
+    Kind::Qemu(Qemu {
+        program: "qemu-system-ppc64",
+        package: "qemu-system-ppc",
+        options,
+    })
+}
+
+const POWER9: Kind = power(&const { pseries("POWER9") });
+const POWER10: Kind = power(&const { pseries("POWER10") });
+
+/// A processor with all that QEMU has, and a GICv3 with ITS.
+const GICV3: Kind = Kind::Qemu(Qemu {
+    program: "qemu-system-aarch64",
+    package: "qemu-system-arm",
+    options: &[
+        "-machine",
+        "virt,virtualization=on,gic-version=3",
+        "-cpu",
+        "max,pauth-impdef=on",
+    ],
+});
 
 /// The kernel does not start without a terminal of the firmware's, which then is
 /// its hvc0: the console is the next one. Its watchdogs have nothing to tell on
@@ -87,16 +107,7 @@ pub const MACHINES: [Machine; 10] = [
         name: "aarch64",
         about: "a server with GICv3 and ITS",
         arch: "aarch64",
-        emulator: Kind::Qemu(Qemu {
-            program: "qemu-system-aarch64",
-            package: "qemu-system-arm",
-            options: &[
-                "-machine",
-                "virt,virtualization=on,gic-version=3",
-                "-cpu",
-                "max,pauth-impdef=on",
-            ],
-        }),
+        emulator: GICV3,
         kernel: "linux-image-arm64",
         guest_kernel: "linux-image-arm64",
         modules: &[],
@@ -127,16 +138,7 @@ pub const MACHINES: [Machine; 10] = [
         name: "aarch64-16k",
         about: "a Raspberry Pi 5 or the like: pages of 16 KiB",
         arch: "aarch64",
-        emulator: Kind::Qemu(Qemu {
-            program: "qemu-system-aarch64",
-            package: "qemu-system-arm",
-            options: &[
-                "-machine",
-                "virt,virtualization=on,gic-version=3",
-                "-cpu",
-                "max,pauth-impdef=on",
-            ],
-        }),
+        emulator: GICV3,
         kernel: "linux-image-arm64-16k",
         guest_kernel: "linux-image-arm64",
         modules: &[],
@@ -147,11 +149,7 @@ pub const MACHINES: [Machine; 10] = [
         name: "ppc64le",
         about: "a POWER9 partition, with KVM-HV in it",
         arch: "ppc64le",
-        emulator: Kind::Qemu(Qemu {
-            program: "qemu-system-ppc64",
-            package: "qemu-system-ppc",
-            options: &POWER9,
-        }),
+        emulator: POWER9,
         kernel: "linux-image-powerpc64le",
         guest_kernel: "linux-image-powerpc64le",
         modules: &["kvm-hv"],
@@ -162,11 +160,7 @@ pub const MACHINES: [Machine; 10] = [
         name: "ppc64le-power10",
         about: "a POWER10 partition whose guests have pages of 64 KiB",
         arch: "ppc64le",
-        emulator: Kind::Qemu(Qemu {
-            program: "qemu-system-ppc64",
-            package: "qemu-system-ppc",
-            options: &POWER10,
-        }),
+        emulator: POWER10,
         kernel: "linux-image-powerpc64le",
         guest_kernel: "linux-image-powerpc64le-64k",
         modules: &["kvm-hv"],
@@ -177,11 +171,7 @@ pub const MACHINES: [Machine; 10] = [
         name: "ppc64le-64k",
         about: "a POWER9 partition with pages of 64 KiB",
         arch: "ppc64le",
-        emulator: Kind::Qemu(Qemu {
-            program: "qemu-system-ppc64",
-            package: "qemu-system-ppc",
-            options: &POWER9,
-        }),
+        emulator: POWER9,
         kernel: "linux-image-powerpc64le-64k",
         guest_kernel: "linux-image-powerpc64le",
         modules: &["kvm-hv"],
