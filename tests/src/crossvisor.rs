@@ -78,14 +78,12 @@ impl<'a> Crossvisor<'a> {
     pub fn args<S: AsRef<str>>(mut self, arguments: &[S]) -> Self {
         let mut arguments = arguments.iter().map(AsRef::as_ref);
         while let Some(argument) = arguments.next() {
-            let mut before = self.arguments.iter();
-            if argument == CMDLINE && before.any(|argument| argument == CMDLINE) {
-                let at = self.arguments.len() - before.len();
-                if let (Some(words), Some(more)) = (self.arguments.get_mut(at), arguments.next()) {
-                    *words = format!("{words} {more}");
+            let before = self.arguments.iter().position(|word| word == CMDLINE);
+            match before.and_then(|at| self.arguments.get_mut(at + 1)) {
+                Some(words) if argument == CMDLINE => {
+                    *words = format!("{words} {}", arguments.next().unwrap_or_default());
                 }
-            } else {
-                self.arguments.push(argument.to_owned());
+                _ => self.arguments.push(argument.to_owned()),
             }
         }
         self
@@ -116,8 +114,7 @@ impl<'a> Crossvisor<'a> {
 
     /// How long it may take, on machines of the usual speed.
     pub fn limit(mut self, seconds: u64) -> Self {
-        let patience = self.lab.machine().guests().map_or(1, |arch| arch.patience);
-        self.limit = Duration::from_secs(seconds * patience);
+        self.limit = Duration::from_secs(seconds * self.lab.machine().patience());
         self
     }
 

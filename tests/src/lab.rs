@@ -222,17 +222,23 @@ impl<F: FnMut()> Drop for Restore<F> {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
 
-    #[test]
-    fn words_for_the_kernel_are_gathered() {
+    /// A lab of which no file is there, and the folder that it is in.
+    pub fn without_files() -> (tempfile::TempDir, Lab) {
         let folder = tempfile::tempdir().unwrap();
         let assets = folder.path().join("assets");
         fs::create_dir(&assets).unwrap();
         let manifest = r#"{"machine":"m","arch":"a","kernel":"","modules":"/m","busybox":""}"#;
         fs::write(assets.join("manifest.json"), manifest).unwrap();
         let lab = Lab::in_folder(folder.path()).unwrap();
+        (folder, lab)
+    }
+
+    #[test]
+    fn words_for_the_kernel_are_gathered() {
+        let (_folder, lab) = without_files();
         let run = lab
             .run_kernel(Path::new("/k"))
             .args(&["--cmdline", "quiet", "--cpus", "2"]);

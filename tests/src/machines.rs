@@ -277,6 +277,11 @@ impl Machine<'_> {
         ARCHITECTURES.iter().find(|arch| arch.name == self.arch())
     }
 
+    /// By what limits of time are multiplied on it.
+    pub fn patience(&self) -> u64 {
+        self.guests().map_or(1, |arch| arch.patience)
+    }
+
     fn board(&self) -> Option<&'static Board> {
         BOARDS.iter().find(|board| board.name == self.name)
     }

@@ -93,9 +93,8 @@ fn tests(arguments: Vec<String>) -> Result<ExitCode, String> {
             .as_deref()
             .ok_or("--list needs --machine")?;
         let machine = Machine { name };
-        let patience = machine.guests().map_or(1, |arch| arch.patience);
         for test in selection.of(&tests, machine)? {
-            println!("{} {}", test.name, test.seconds * patience);
+            println!("{} {}", test.name, test.seconds * machine.patience());
         }
         return Ok(ExitCode::SUCCESS);
     }

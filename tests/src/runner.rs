@@ -225,6 +225,7 @@ fn run_one(lab: &Lab, test: &Test) -> Result {
 mod tests {
     use super::*;
     use crate::check::{fail, skip};
+    use crate::lab::tests::without_files;
 
     fn selection(line: &str) -> Selection {
         parse(line.split_whitespace().map(String::from)).unwrap()
@@ -282,12 +283,7 @@ mod tests {
 
     #[test]
     fn outcomes_are_said_in_the_lab_s_words() {
-        let folder = tempfile::tempdir().unwrap();
-        let assets = folder.path().join("assets");
-        std::fs::create_dir(&assets).unwrap();
-        let manifest = r#"{"machine":"m","arch":"a","kernel":"","modules":"","busybox":""}"#;
-        std::fs::write(assets.join("manifest.json"), manifest).unwrap();
-        let lab = Lab::in_folder(folder.path()).unwrap();
+        let (_folder, lab) = without_files();
         let mut out = Vec::new();
         let chosen: Vec<&Test> = TESTS.iter().collect();
         std::panic::set_hook(Box::new(|_| {}));
