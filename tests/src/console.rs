@@ -4,13 +4,12 @@
 use crate::check::{At, Result, contains, ensure, equal, value};
 use crate::crossvisor::Session;
 use crate::lab::Lab;
-use crate::machines::Difference;
 use crate::pty::Terminal;
 use crate::runner::{Test, test};
 
 /// The tests of this theme.
 pub const TESTS: &[Test] = &[
-    test("console-serial-and-power-off", 200, serial).about(Difference::Interrupts),
+    test("console-serial-and-power-off", 200, serial).once(),
     test("console-virtio-and-quit", 200, virtio).once().common(),
     test("console-none", 150, none).once().common(),
 ];

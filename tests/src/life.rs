@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::check::{At, Result, contains, ensure, equal, fail, within};
+use crate::check::{At, Result, contains, ensure, equal, fail};
 use crate::lab::{Lab, text};
 use crate::machines::Difference;
 use crate::pattern;
@@ -140,15 +140,8 @@ fn sigint(lab: &Lab) -> Result {
     ensure(run.is_running()?, || "one SIGINT ended it".into())?;
     run.send("here\n")?;
     run.expect("still here\n")?;
-    let asked = std::time::Instant::now();
     run.signal(Signal::INT)?;
     let out = run.finish()?;
-    within(
-        "ms from the second SIGINT to the end",
-        asked.elapsed().as_millis(),
-        0,
-        10_000,
-    )?;
     match out.code() {
         None | Some(0) => return fail("it ended as if the guest had powered off"),
         Some(_) => {}

@@ -51,7 +51,7 @@ fn queues(lab: &Lab) -> Result {
         echo mac=$(cat /sys/class/net/eth0/address)
         echo features=$(cat /sys/class/net/eth0/device/features)
         echo queues=$(ls -d /sys/class/net/eth0/queues/rx-* | wc -l)
-        ping -c 3 -W 10 10.9.1.1
+        ping -c 3 -W 60 10.9.1.1
         echo ready; read line
         tool bulk {address} {STREAMS} {MEBIBYTES}
         cd /sys/class/net/eth0/statistics
@@ -74,7 +74,7 @@ fn queues(lab: &Lab) -> Result {
         &before,
         "3 packets transmitted, 3 packets received",
     )?;
-    let ping = lab.host("ping -c 3 -W 10 10.9.1.2")?;
+    let ping = lab.host("ping -c 3 -W 60 10.9.1.2")?;
     contains(
         "the host's ping",
         &ping,
@@ -165,7 +165,7 @@ fn made(lab: &Lab) -> Result {
             "set -e
             ip addr add 10.9.2.2/24 dev eth0; ip link set eth0 up
             echo mac=$(cat /sys/class/net/eth0/address)
-            ping -c 1 -W 30 10.9.2.1",
+            ping -c 1 -W 60 10.9.2.1",
         )
         .start()?;
     appears(&device)?;
@@ -213,7 +213,7 @@ impl<'a> UserTap<'a> {
 
 /// Waits until a path exists.
 fn appears(path: &Path) -> Result {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_secs(300);
     while !path.exists() {
         ensure(Instant::now() < deadline, || {
             format!("{} never appeared", path.display())

@@ -44,7 +44,7 @@ impl Vm {
             echo mac=$(cat /sys/class/net/eth0/address)
             tool check /dev/vda 0 {MIB} {seed}
             echo ready; read line
-            ping -c 2 -W 20 10.9.{net}.1
+            ping -c 2 -W 60 10.9.{net}.1
             tool write /dev/vda 0 {MIB} {written}",
             net = 10 + number,
             seed = 70 + number,

@@ -16,7 +16,7 @@ const INIT: &str = r#"#!/bin/sh
 mount -t devtmpfs dev /dev; mount -t proc proc /proc; mount -t sysfs sys /sys
 mount -t tmpfs -o mode=0755 run /run
 for module in $(cat /modules); do insmod $module || echo "init: $module failed"; done
-for try in $(seq 100); do [ -b /dev/vda ] && break; sleep 0.1; done
+for try in $(seq 1000); do [ -b /dev/vda ] && break; sleep 0.1; done
 mount -t ext4 /dev/vda /root || exec sh
 units=/run/systemd/system
 mkdir -p $units/multi-user.target.wants
@@ -74,6 +74,9 @@ fn multi_user(lab: &Lab) -> Result {
         .crossvisor(&["run", &kernel, "--initrd", &text(&initrd)])
         .args(&["--cpus", "2", "--memory", "1G", "--disk", &text(rootfs)])
         .args(&["--cmdline", "quiet root=/dev/vda rw systemd.show_status=0"])
+        // Its own limits are made for machines that are not emulated twice.
+        .args(&["--cmdline", "systemd.default_timeout_start_sec=1000"])
+        .args(&["--cmdline", "systemd.default_device_timeout_sec=1000"])
         .limit(400)
         .output()?;
     let out = out.succeeds()?;
