@@ -140,8 +140,9 @@ impl Tap {
         for queue in &self.queues {
             // One that receives all the time is not waited for.
             for _ in 0..MAX_WAITING {
-                // Of a packet, what does not fit is lost.
-                match rustix::io::read(queue, &mut [0; 1]) {
+                // Of a packet, what does not fit is lost; but with less room than
+                // for the header, the read fails.
+                match rustix::io::read(queue, &mut [0; HEADER_LEN]) {
                     Ok(_) | Err(rustix::io::Errno::INTR) => {}
                     Err(_) => break,
                 }

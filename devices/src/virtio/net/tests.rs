@@ -387,7 +387,9 @@ fn a_real_tap_with_several_queues() {
     assert_eq!(queues.len(), 5);
     // A reset starts with one pair again, and without what came before.
     net.reset();
-    inject(&name, &frame).unwrap();
+    for _ in 0..3 {
+        inject(&name, &frame).unwrap();
+    }
     let mut driver = Driver::new(&[16, 16, 16, 16, 64]);
     driver.queues[RX].add(&[into(BUFFERS, 0x1000)]);
     net.activate(driver.activation(1 << VIRTIO_NET_F_CTRL_VQ))
