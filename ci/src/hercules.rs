@@ -154,7 +154,7 @@ pub fn command(start: &Start<'_>) -> Result<Command> {
         }
     }
     let hercules = start.parts.emulator.command();
-    let mut command = lab()?;
+    let mut command = lab();
     command
         .arg(ATTEND)
         .arg(&folder)
@@ -205,7 +205,7 @@ pub fn attend(
         .args(["-d", "-f", "configuration"])
         .env("HERCULES_RC", "script");
     let log = File::create(console).at(console)?;
-    let mut child = with_lab(&hercules)?
+    let mut child = with_lab(&hercules)
         .current_dir(folder)
         .stdin(Pipe::null())
         .stdout(log.try_clone().at(console)?)

@@ -278,13 +278,13 @@ impl Start<'_> {
     ///
     /// # Errors
     ///
-    /// When the lab's own executable can't be found, or a file not be written.
+    /// When a file can't be written.
     pub fn command(&self) -> Result<Command> {
         let command = match &self.parts.machine.emulator {
             Kind::Qemu(machine) => qemu::command(self, machine),
             Kind::Hercules => hercules::command(self)?,
         };
-        with_lab(&command)
+        Ok(with_lab(&command))
     }
 
     /// The exit status that the machine reported, if it came that far.
@@ -297,20 +297,16 @@ impl Start<'_> {
 /// The name of the lab's hidden command that ends with the lab.
 pub const WITH_LAB: &str = "with-lab";
 
-/// The lab's own program, for its hidden commands.
-///
-/// # Errors
-///
-/// When it can't be found.
-pub fn lab() -> Result<Command> {
-    let path = std::env::current_exe().at(Path::new("/proc/self/exe"))?;
-    Ok(Command::new(path))
+/// The lab's own program, for its hidden commands: the one that runs, although
+/// another may have been built in its place since.
+pub fn lab() -> Command {
+    Command::new("/proc/self/exe")
 }
 
 /// `command` as a child that the system kills when the lab dies, started by
 /// way of the lab's own [`WITH_LAB`] command.
-pub fn with_lab(command: &Command) -> Result<Command> {
-    let mut wrapped = lab()?;
+pub fn with_lab(command: &Command) -> Command {
+    let mut wrapped = lab();
     wrapped
         .arg(WITH_LAB)
         .arg(std::process::id().to_string())
@@ -322,7 +318,7 @@ pub fn with_lab(command: &Command) -> Result<Command> {
             None => wrapped.env_remove(name),
         };
     }
-    Ok(wrapped)
+    wrapped
 }
 
 /// Becomes `program`, to be killed when the process `lab`, its parent, dies.
