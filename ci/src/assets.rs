@@ -1,17 +1,14 @@
 //! What the guest tests find in a lab machine.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Serialize;
 
-use crate::cache::{Cache, progress};
-use crate::error::{AtPath, Result};
+use crate::cache::Cache;
+use crate::error::Result;
 use crate::images;
-use crate::kernels::Kernel;
 use crate::l1::{Initramfs, Parts};
-use crate::targets::Target;
 
 /// The folder of the tests in a lab machine.
 pub const TESTS: &str = "/tests";
@@ -56,16 +53,16 @@ pub fn add(
     let guest = &parts.guest_kernel;
     let (kernel, modules) = guest_kernel(parts, initramfs)?;
     let mut kernel_formats = BTreeMap::new();
-    for (format, image) in formats(cache, guest, parts.machine.target()?)? {
-        let path = match image {
-            None => kernel.clone(),
-            Some(file) => {
-                let path = format!("{TESTS}/assets/kernel.{format}");
-                initramfs.add(&file, &path)?;
-                path
-            }
+    for format in parts.machine.target()?.formats {
+        let file = images::file(cache, guest, format)?;
+        let path = if file == guest.image {
+            kernel.clone()
+        } else {
+            let path = format!("{TESTS}/assets/kernel.{format}");
+            initramfs.add(&file, &path)?;
+            path
         };
-        kernel_formats.insert(format, path);
+        kernel_formats.insert(*format, path);
     }
     let manifest = Manifest {
         machine: parts.machine.name.to_owned(),
@@ -101,32 +98,4 @@ pub fn guest_kernel(parts: &Parts, initramfs: &mut Initramfs) -> Result<(String,
     initramfs.add(&guest.image, &kernel)?;
     initramfs.guest_modules(guest, &modules)?;
     Ok((kernel, modules))
-}
-
-/// The formats in which an architecture's guests boot, and the file of each;
-/// none where the packaged image is of that format.
-fn formats(
-    cache: &Cache,
-    kernel: &Kernel,
-    target: &Target,
-) -> Result<Vec<(&'static str, Option<PathBuf>)>> {
-    let folder = cache.folder("images")?;
-    let _lock = cache.lock("images")?;
-    let mut found = Vec::new();
-    for format in target.formats {
-        let Some(convert) = images::conversion(format) else {
-            found.push((*format, None));
-            continue;
-        };
-        let file = folder.join(format!("{}.{format}", kernel.release));
-        if !file.exists() {
-            progress(&format!("making {format} of kernel {}", kernel.release));
-            let image = fs::read(&kernel.image).at(&kernel.image)?;
-            let partial = file.with_extension("partial");
-            fs::write(&partial, convert(&image)?).at(&partial)?;
-            fs::rename(&partial, &file).at(&file)?;
-        }
-        found.push((*format, Some(file)));
-    }
-    Ok(found)
 }

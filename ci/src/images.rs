@@ -1,12 +1,18 @@
-//! Other forms of a packaged kernel, for the tests of each boot format.
+//! Other forms of a packaged kernel: for the tests of each boot format, and for
+//! those whom decompressing it takes too long.
 
+use std::fs;
 use std::io::{Read, Write};
+use std::path::PathBuf;
 
 use flate2::Compression;
 use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
 
-use crate::error::{Error, Result};
+use crate::cache::{Cache, progress};
+use crate::error::{AtPath, Error, Result};
+use crate::kernels::Kernel;
+use crate::stored;
 
 /// The most that a kernel may decompress to, in bytes.
 const LIMIT: u64 = 512 << 20;
@@ -26,8 +32,32 @@ pub fn conversion(format: &str) -> Option<Convert> {
         "elf" => Some(vmlinux),
         "gzip" | "vmlinux-gzip" => Some(gzip),
         "zboot" => Some(zboot),
+        stored::FORMAT => Some(stored::stored),
         _ => None,
     }
+}
+
+/// The file of a kernel in `format`; the packaged image where that is of this
+/// format.
+///
+/// # Errors
+///
+/// When it can't be converted, read or written.
+pub fn file(cache: &Cache, kernel: &Kernel, format: &str) -> Result<PathBuf> {
+    let Some(convert) = conversion(format) else {
+        return Ok(kernel.image.clone());
+    };
+    let folder = cache.folder("images")?;
+    let _lock = cache.lock("images")?;
+    let file = folder.join(format!("{}.{format}", kernel.release));
+    if !file.exists() {
+        progress(&format!("making {format} of kernel {}", kernel.release));
+        let image = fs::read(&kernel.image).at(&kernel.image)?;
+        let partial = file.with_extension("partial");
+        fs::write(&partial, convert(&image)?).at(&partial)?;
+        fs::rename(&partial, &file).at(&file)?;
+    }
+    Ok(file)
 }
 
 /// The ELF `vmlinux` in an x86 bzImage: its payload, decompressed (Linux
@@ -105,7 +135,7 @@ fn le32(bytes: &[u8], at: usize) -> Option<usize> {
 }
 
 /// Decompresses a kernel's payload, whose first bytes tell how it is packed.
-fn decompress(payload: &[u8]) -> Result<Vec<u8>> {
+pub fn decompress(payload: &[u8]) -> Result<Vec<u8>> {
     let mut reader: Box<dyn Read + '_> = match payload {
         [0x28, 0xb5, 0x2f, 0xfd, ..] => Box::new(
             ruzstd::decoding::StreamingDecoder::new(payload)

@@ -13,9 +13,11 @@ use crate::cache::Cache;
 use crate::emulator::{Emulator, Kind};
 use crate::error::{AtPath, Error, Result};
 use crate::hercules;
+use crate::images;
 use crate::kernels::{self, Kernel};
 use crate::machines::{COMMON_MODULES, Machine};
 use crate::qemu;
+use crate::stored;
 
 /// The guest modules that are put into a machine for crossvisor's built-in
 /// initramfs to choose from, dependencies aside; what a kernel has built in or
@@ -52,6 +54,8 @@ pub struct Parts {
     pub emulator: Emulator,
     /// The kernel that it runs.
     pub kernel: Kernel,
+    /// The image of it that the emulator loads.
+    pub image: PathBuf,
     /// The kernel that its guests run.
     pub guest_kernel: Kernel,
     /// Busybox for it and for its guests.
@@ -66,10 +70,15 @@ impl Parts {
     /// When one is not to be had.
     pub fn get(cache: &Cache, machine: &'static Machine) -> Result<Self> {
         let target = machine.target()?;
+        let kernel = Kernel::get(cache, machine.kernel, target)?;
         Ok(Self {
             machine,
             emulator: Emulator::get(cache, &machine.emulator)?,
-            kernel: Kernel::get(cache, machine.kernel, target)?,
+            image: match machine.emulator {
+                Kind::Qemu(_) => kernel.image.clone(),
+                Kind::Hercules => images::file(cache, &kernel, stored::FORMAT)?,
+            },
+            kernel,
             guest_kernel: Kernel::get(cache, machine.guest_kernel, target)?,
             busybox: kernels::busybox(cache, target)?,
         })
@@ -356,6 +365,7 @@ pub mod tests {
         Parts {
             machine: Machine::named(machine).unwrap(),
             emulator: Emulator::Installed("/usr/bin/qemu".into()),
+            image: kernel.image.clone(),
             kernel: kernel.clone(),
             guest_kernel: kernel,
             busybox: "/b".into(),

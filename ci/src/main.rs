@@ -33,6 +33,7 @@ mod results;
 mod rootfs;
 mod run;
 mod sources;
+mod stored;
 mod targets;
 mod test;
 mod toolchain;

@@ -38,7 +38,7 @@ pub fn command(start: &Start<'_>, machine: &Qemu) -> Command {
         "none",
         "-no-reboot",
     ]);
-    qemu.arg("-kernel").arg(&start.parts.kernel.image);
+    qemu.arg("-kernel").arg(&start.parts.image);
     qemu.arg("-initrd").arg(start.initramfs);
     qemu.arg("-append").arg(format!(
         "console=hvc0 quiet panic=-1 {}",

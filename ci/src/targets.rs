@@ -1,6 +1,7 @@
 //! The architectures that the lab builds for and emulates.
 
 use crate::error::{Error, Result};
+use crate::stored;
 
 /// One architecture under the names that it has in each world.
 #[derive(Debug, PartialEq, Eq)]
@@ -71,7 +72,7 @@ pub const TARGETS: [Target; 5] = [
         gnu: "s390x-linux-gnu",
         binutils: "binutils-s390x-linux-gnu",
         qemu: "s390x",
-        formats: &["image"],
+        formats: &["image", stored::FORMAT],
     },
     Target {
         arch: "riscv64",

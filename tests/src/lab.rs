@@ -23,6 +23,10 @@ const TESTS: &str = "/tests";
 /// VMM's.
 const UNTESTED: &str = "cryptomgr.notests initcall_blacklist=jent_mod_init";
 
+/// The format of the stock kernel with nothing in it to decompress, which the
+/// lab makes where that takes longer than the rest of a boot.
+const STORED: &str = "image-stored";
+
 /// `assets/manifest.json`, as the lab writes it.
 #[derive(Debug, Deserialize)]
 pub struct Manifest {
@@ -120,7 +124,8 @@ impl Lab {
 
     /// `crossvisor run` with the stock kernel and its modules.
     pub fn run(&self) -> Crossvisor<'_> {
-        self.run_kernel(&self.manifest.kernel)
+        let stored = self.manifest.kernel_formats.get(STORED);
+        self.run_kernel(stored.unwrap_or(&self.manifest.kernel))
     }
 
     /// The same without the kernel's messages on the console, which take longer
@@ -133,8 +138,10 @@ impl Lab {
     /// without the kernel's tests of its own ciphers.
     pub fn run_kernel(&self, kernel: &Path) -> Crossvisor<'_> {
         let (kernel, modules) = (text(kernel), text(&self.manifest.modules));
+        let more = self.machine().guests().map_or("", |arch| arch.cmdline);
+        let words = format!("{UNTESTED} {more}");
         self.crossvisor(&["run", &kernel, "--modules", &modules])
-            .args(&["--cmdline", UNTESTED])
+            .args(&["--cmdline", words.trim_end()])
     }
 
     /// The argument that puts this binary into a guest as `tool`.
