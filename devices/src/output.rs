@@ -12,6 +12,10 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 /// Bytes that may wait for the host to take them.
 pub const CAPACITY: usize = 64 * 1024;
 
+/// Bytes beyond [`CAPACITY`] for what would be lost otherwise: as much as Linux
+/// puts into a queue of a console, twice.
+const RESERVE: usize = 4 << 20;
+
 /// Bytes that are worth a write of their own.
 const PIECE: usize = 4096;
 
@@ -121,11 +125,21 @@ impl Output {
     /// Takes as many of `bytes` as there is room for, and returns how many.
     /// When that is not all, [`room`](Self::room) is signalled later.
     pub fn push(&self, bytes: &[u8]) -> usize {
+        self.push_within(bytes, CAPACITY)
+    }
+
+    /// The same with much more room, for what cannot wait: its writer is about
+    /// to take it back.
+    pub fn push_last(&self, bytes: &[u8]) -> usize {
+        self.push_within(bytes, CAPACITY + RESERVE)
+    }
+
+    fn push_within(&self, bytes: &[u8], capacity: usize) -> usize {
         let mut state = self.shared.lock();
         if state.nowhere {
             return bytes.len();
         }
-        let taken = bytes.len().min(CAPACITY.saturating_sub(state.bytes.len()));
+        let taken = bytes.len().min(capacity.saturating_sub(state.bytes.len()));
         state.bytes.extend(bytes.iter().take(taken));
         if taken < bytes.len() {
             state.starved = true;

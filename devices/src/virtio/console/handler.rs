@@ -55,6 +55,16 @@ impl Role {
     }
 }
 
+/// How the host takes what the guest has written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Taking {
+    /// As it has room; the rest stays in the queue.
+    WithRoom,
+    /// All, as far as that is possible: the driver resets the device, as Linux
+    /// does before it powers off, and what is still in the queue then is lost.
+    All,
+}
+
 /// What becomes ready outside the queues: an input or an output of a port, or
 /// the question whether the queues are empty.
 enum Source {
@@ -151,7 +161,7 @@ impl PortsHandler {
 
     /// Moves bytes from the guest to the host until there are none, or the host
     /// takes no more.
-    fn transmit(&mut self, context: &mut Context, port: usize) {
+    fn transmit(&mut self, context: &mut Context, port: usize, taking: Taking) {
         let (Some(state), Some(host)) = (self.states.get_mut(port), self.ports.get(port)) else {
             return;
         };
@@ -159,7 +169,11 @@ impl PortsHandler {
         let Some(queue) = find(&mut context.queues, Role::Transmit(port)) else {
             return;
         };
-        let mut budget = BUDGET;
+        let mut budget = match taking {
+            Taking::WithRoom => BUDGET,
+            // A driver that adds chains all the time does not hold up the end.
+            Taking::All => 4 * BUDGET,
+        };
         state.left = true;
         loop {
             queue.ignore(&mem);
@@ -170,7 +184,7 @@ impl PortsHandler {
                     Ok(chain) => {
                         let (_, rest) = buffers.readable(chain.readable).split_at(state.sent);
                         let len = rest.len();
-                        let sent = send(host, rest, budget);
+                        let sent = send(host, rest, budget, taking);
                         if sent < len {
                             state.sent += sent;
                             queue.put_back(1);
@@ -202,9 +216,9 @@ impl PortsHandler {
     }
 
     /// Passes on all that the outputs take; whether that is all there is.
-    fn transmit_all(&mut self, context: &mut Context) -> bool {
+    fn transmit_all(&mut self, context: &mut Context, taking: Taking) -> bool {
         for port in 0..self.states.len() {
-            self.transmit(context, port);
+            self.transmit(context, port, taking);
         }
         self.states.iter().all(|state| !state.left)
     }
@@ -440,7 +454,7 @@ fn next_writable<'m>(
 
 /// Gives `bytes` to the host, no more than `budget`, and returns how many it
 /// took.
-fn send(host: &HostPort, mut bytes: Readable<'_>, budget: usize) -> usize {
+fn send(host: &HostPort, mut bytes: Readable<'_>, budget: usize, taking: Taking) -> usize {
     let Some(output) = &host.output else {
         return bytes.len().min(budget);
     };
@@ -450,7 +464,11 @@ fn send(host: &HostPort, mut bytes: Readable<'_>, budget: usize) -> usize {
         let wanted = CHUNK.min(budget - sent);
         let mut ahead = bytes;
         let got = ahead.read(chunk.get_mut(..wanted).unwrap_or_default());
-        let taken = output.push(chunk.get(..got).unwrap_or_default());
+        let chunk = chunk.get(..got).unwrap_or_default();
+        let taken = match taking {
+            Taking::WithRoom => output.push(chunk),
+            Taking::All => output.push_last(chunk),
+        };
         sent += taken;
         if taken < got || got == 0 {
             break;
@@ -525,7 +543,7 @@ impl Handler for PortsHandler {
         };
         match Role::of(queue.index()) {
             Role::Receive(port) => self.receive(context, port),
-            Role::Transmit(port) => self.transmit(context, port),
+            Role::Transmit(port) => self.transmit(context, port, Taking::WithRoom),
             Role::ControlReceive => self.send_control(context),
             Role::ControlTransmit => self.control(context, position),
         }
@@ -545,11 +563,11 @@ impl Handler for PortsHandler {
                 if let Some(output) = ports.get(port).and_then(|port| port.output.as_ref()) {
                     let _ = output.room().read();
                 }
-                self.transmit(context, port);
+                self.transmit(context, port, Taking::WithRoom);
             }
             Source::Drain => {
                 let _ = self.drain.asked.read();
-                let empty = self.transmit_all(context);
+                let empty = self.transmit_all(context, Taking::WithRoom);
                 self.drain.answer(empty);
             }
         }
@@ -557,7 +575,7 @@ impl Handler for PortsHandler {
 
     fn stop(&mut self, context: &mut Context) {
         // A guest may say something and stop at once: what it said counts.
-        self.transmit_all(context);
+        self.transmit_all(context, Taking::All);
         self.drain.set_working(false);
     }
 }
