@@ -117,7 +117,14 @@ impl S390xMachine {
             ..guest
         };
         vm.set_cpu_processor(&guest)
-            .map_err(failed("setting the guest's CPU model"))
+            .map_err(failed("setting the guest's CPU model"))?;
+        // What a guest's own SIE needs is not in the model that KVM begins
+        // with; the query blocks of its instructions are the host's already.
+        let features = vm
+            .cpu_machine_features()
+            .map_err(failed("the host's CPU features"))?;
+        vm.set_cpu_processor_features(&features)
+            .map_err(failed("setting the guest's CPU features"))
     }
 
     /// The FLIC, with an adapter for each interruption subclass.
