@@ -103,7 +103,7 @@ fn own_initrd(lab: &Lab) -> Result {
     builder.add_bytes("/init", 0o755, script).at("initrd")?;
     let initrd = builder.build().at("initrd")?.to_vec().at("initrd")?;
     let initrd = lab.file("initrd", &initrd)?;
-    let kernel = text(&lab.manifest.kernel);
+    let kernel = text(lab.kernel());
     let out = lab
         .crossvisor(&["run", &kernel, "--initrd", &text(&initrd)])
         .args(&["--no-default-cmdline", "--cmdline", &cmdline])

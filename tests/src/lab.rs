@@ -122,10 +122,15 @@ impl Lab {
         Crossvisor::new(self).args(arguments)
     }
 
+    /// The stock kernel in the format that boots soonest.
+    pub fn kernel(&self) -> &Path {
+        let stored = self.manifest.kernel_formats.get(STORED);
+        stored.unwrap_or(&self.manifest.kernel)
+    }
+
     /// `crossvisor run` with the stock kernel and its modules.
     pub fn run(&self) -> Crossvisor<'_> {
-        let stored = self.manifest.kernel_formats.get(STORED);
-        self.run_kernel(stored.unwrap_or(&self.manifest.kernel))
+        self.run_kernel(self.kernel())
     }
 
     /// The same without the kernel's messages on the console, which take longer

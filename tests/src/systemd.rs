@@ -69,7 +69,7 @@ fn multi_user(lab: &Lab) -> Result {
     builder.add_bytes("/modules", 0o644, list).at("initrd")?;
     let initrd = builder.build().at("initrd")?.to_vec().at("initrd")?;
     let initrd = lab.file("initrd", &initrd)?;
-    let kernel = text(&lab.manifest.kernel);
+    let kernel = text(lab.kernel());
     let out = lab
         .crossvisor(&["run", &kernel, "--initrd", &text(&initrd)])
         .args(&["--cpus", "2", "--memory", "1G", "--disk", &text(rootfs)])
