@@ -69,12 +69,13 @@ pub fn run(
         Some(machine) => machine,
         None => Machine::of(target)?,
     };
-    let mut peers = Peer::all(target).peekable();
-    if peers.peek().is_none() {
-        return Err(Error::said(format!(
-            "the lab has no peer to measure crossvisor against on {}",
+    let mut peers: Vec<Option<&Peer>> = Peer::all(target).map(Some).collect();
+    if peers.is_empty() {
+        progress(&format!(
+            "no peer runs guests in the lab machine of {}: {OWN} is measured alone",
             target.arch
-        )));
+        ));
+        peers.push(None);
     }
     let built = Toolchain::get(cache, target)?.build(&["crossvisor", "crossvisor-tests"])?;
     let parts = Parts::get(cache, machine)?;
@@ -88,27 +89,28 @@ pub fn run(
             rounds,
         };
         let report = bench.run()?;
+        let against = peer.map_or(String::new(), |peer| format!(" against {}", peer.name));
         println!(
-            "\n{OWN} against {} on {} ({}): guests with {GUEST_MEMORY} MiB and kernel {}, {}",
-            peer.name,
+            "\n{OWN}{against} on {} ({}): guests with {GUEST_MEMORY} MiB and kernel {}, {}",
             machine.name,
             machine.about,
             parts.guest_kernel.release,
             count(rounds as usize, "round"),
         );
         println!("Medians; of ratios the median, least and greatest of the rounds.\n");
-        println!("{}", report.text(OWN, peer.name, peer.aim));
+        let (name, aim) = (peer.map(|peer| peer.name), peer.and_then(|peer| peer.aim));
+        println!("{}", report.text(OWN, name, aim));
     }
     Ok(())
 }
 
-/// One peer's measurement.
+/// The measurement of one peer, or of crossvisor alone.
 struct Bench<'a> {
     cache: &'a Cache,
     target: &'static Target,
     parts: &'a Parts,
     built: &'a Path,
-    peer: &'static Peer,
+    peer: Option<&'static Peer>,
     rounds: u32,
 }
 
@@ -122,9 +124,10 @@ impl Bench<'_> {
         let stdio = Stdio::Output(console.clone());
         let initramfs = scratch.path().join("initramfs");
         self.write_initramfs(&stdio, scratch.path(), &initramfs)?;
+        let against = self.peer.map_or("alone", |peer| peer.name);
         progress(&format!(
-            "starting {} to measure {OWN} against {}",
-            machine.name, self.peer.name
+            "starting {} to measure {OWN}: {against}",
+            machine.name
         ));
         let status = scratch.path().join("status");
         let start = Start {
@@ -160,7 +163,9 @@ impl Bench<'_> {
         // It may have ended by itself.
         let _ = child.kill();
         let _ = child.wait();
-        if start.reported() == Some(0) && report.is_whole(2, CPUS.len()) {
+        if start.reported() == Some(0)
+            && report.is_whole(1 + usize::from(self.peer.is_some()), CPUS.len())
+        {
             return Ok(report);
         }
         let console = std::fs::read(&console).unwrap_or_default();
@@ -181,15 +186,6 @@ impl Bench<'_> {
         let (kernel, _) = assets::guest_kernel(self.parts, &mut initramfs)?;
         let initrd = format!("{TESTS}/bench.initrd");
         initramfs.add_file(&self.guest_initrd(scratch)?, &initrd)?;
-        let peer = self.peer.install(self.cache, self.target, &mut initramfs)?;
-
-        let cmdline = format!("console={} panic=-1 quiet {{words}}", self.peer.console);
-        let fill = |argument: &&str| {
-            argument
-                .replace("{kernel}", &kernel)
-                .replace("{initrd}", &initrd)
-                .replace("{cmdline}", &cmdline)
-        };
         // The rest of its command line is crossvisor's own choice.
         let own: [&str; 10] = [
             "run",
@@ -203,26 +199,27 @@ impl Bench<'_> {
             "--cmdline",
             "quiet {words}",
         ];
+        let mut contenders = vec![Contender {
+            name: OWN,
+            program: crossvisor,
+            arguments: own.map(str::to_owned).to_vec(),
+        }];
+        if let Some(peer) = self.peer {
+            let cmdline = format!("console={} panic=-1 quiet {{words}}", peer.console);
+            let fill = |argument: &&str| {
+                argument
+                    .replace("{kernel}", &kernel)
+                    .replace("{initrd}", &initrd)
+                    .replace("{cmdline}", &cmdline)
+            };
+            contenders.push(Contender {
+                name: peer.name,
+                program: peer.install(self.cache, self.target, &mut initramfs)?,
+                arguments: peer.arguments.iter().copied().flatten().map(fill).collect(),
+            });
+        }
         let plan = Plan {
-            contenders: vec![
-                Contender {
-                    name: OWN,
-                    program: crossvisor,
-                    arguments: own.map(str::to_owned).to_vec(),
-                },
-                Contender {
-                    name: self.peer.name,
-                    program: peer,
-                    arguments: self
-                        .peer
-                        .arguments
-                        .iter()
-                        .copied()
-                        .flatten()
-                        .map(fill)
-                        .collect(),
-                },
-            ],
+            contenders,
             cpus: &CPUS,
             memory: GUEST_MEMORY,
             rounds: self.rounds,

@@ -111,8 +111,10 @@ impl Report {
     }
 
     /// The table: `own` against `peer`, of whose boot time `own` is to take at
-    /// most the part `aim`.
-    pub fn text(&self, own: &str, peer: &str, aim: Option<f64>) -> String {
+    /// most the part `aim`; or `own` alone.
+    pub fn text(&self, own: &str, peer: Option<&str>, aim: Option<f64>) -> String {
+        let alone = peer.is_none();
+        let peer = peer.unwrap_or("no peer");
         let mut rows = Vec::new();
         let none = Cell::default();
         let cell =
@@ -121,12 +123,15 @@ impl Report {
         numbers.dedup();
         for &cpus in &numbers {
             let (ours, theirs) = (cell(cpus, own), cell(cpus, peer));
-            let both = rounds(ours, theirs);
+            let (our_boots, their_boots) = match alone {
+                true => (ours.boots.values().copied().collect(), Vec::new()),
+                false => rounds(ours, theirs),
+            };
             for (what, pick) in TIMES {
                 rows.push(times(
                     format!("start to {what}, {}", vcpus(cpus)),
-                    both.iter().map(|(ours, _)| pick(ours)).collect(),
-                    both.iter().map(|(_, theirs)| pick(theirs)).collect(),
+                    our_boots.iter().map(pick).collect(),
+                    their_boots.iter().map(pick).collect(),
                     aim.filter(|_| what == TIMES[0].0),
                 ));
             }
@@ -174,7 +179,7 @@ impl Report {
         let head = ["", own, peer, "ratio", "aim"].map(str::to_owned);
         let mut text = columns(&head, &rows);
         for &cpus in &numbers {
-            for name in [own, peer] {
+            for name in [own, peer].into_iter().take(if alone { 1 } else { 2 }) {
                 let places = &cell(cpus, name).places;
                 let places: Vec<String> = places
                     .iter()
@@ -201,10 +206,13 @@ impl Report {
     }
 }
 
+/// Microseconds to init and to the end.
+type Boot = (u64, u64);
+
 /// The times of the rounds in which neither failed.
-fn rounds(ours: &Cell, theirs: &Cell) -> Vec<((u64, u64), (u64, u64))> {
-    let pair = |(round, ours): (&u32, &(u64, u64))| Some((*ours, *theirs.boots.get(round)?));
-    ours.boots.iter().filter_map(pair).collect()
+fn rounds(ours: &Cell, theirs: &Cell) -> (Vec<Boot>, Vec<Boot>) {
+    let pair = |(round, ours): (&u32, &Boot)| Some((*ours, *theirs.boots.get(round)?));
+    ours.boots.iter().filter_map(pair).unzip()
 }
 
 /// A time of a boot, by name.
@@ -345,7 +353,7 @@ mod tests {
 
     #[test]
     fn ratios_are_of_rounds_and_aims_are_judged() {
-        let text = report().text("a", "b", Some(0.45));
+        let text = report().text("a", Some("b"), Some(0.45));
         let row = |begin: &str| {
             let line = text.lines().find(|line| line.starts_with(begin)).unwrap();
             let line = line.strip_prefix(begin).unwrap();
@@ -377,7 +385,7 @@ mod tests {
         ] {
             report.line(line).unwrap();
         }
-        let text = report.text("a", "b", None);
+        let text = report.text("a", Some("b"), None);
         let row = |begin: &str| text.lines().find(|line| line.starts_with(begin)).unwrap();
         assert!(
             row("start to init").ends_with("0.42 (0.25 to 0.60)"),
@@ -391,6 +399,30 @@ mod tests {
     }
 
     #[test]
+    fn without_a_peer_there_are_figures_and_no_ratios() {
+        let mut report = Report::default();
+        for line in [
+            r#"{"contender":"a","cpus":0,"measured":{"program":{"bytes":3145728}}}"#,
+            r#"{"contender":"a","cpus":1,"measured":{"boot":{"round":0,"init":1000000,"exit":2000000}}}"#,
+            r#"{"contender":"a","cpus":1,"measured":{"memory":{"guest":100,"beyond":1024}}}"#,
+            r#"{"contender":"a","cpus":1,"measured":{"exits":{"reasons":{"IO":3},"places":[],"entry":null}}}"#,
+        ] {
+            report.line(line).unwrap();
+        }
+        assert!(report.is_whole(1, 1) && !report.is_whole(2, 1));
+        let text = report.text("a", None, Some(0.45));
+        let row = |begin: &str| {
+            let line = text.lines().find(|line| line.starts_with(begin)).unwrap();
+            line.split_whitespace()
+                .skip(5)
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        assert_eq!(row("start to init, 1 vCPU"), "1.000 s - -");
+        assert!(!text.contains("most exits of no peer"), "{text}");
+    }
+
+    #[test]
     fn what_is_missing_is_noticed() {
         let mut report = report();
         assert!(!report.is_whole(2, 1));
@@ -398,7 +430,7 @@ mod tests {
             .line(r#"{"contender":"b","cpus":1,"measured":{"exits":{"reasons":{"IO":3},"places":[],"entry":400000}}}"#)
             .unwrap();
         assert!(report.is_whole(2, 1));
-        let text = report.text("a", "b", None);
+        let text = report.text("a", Some("b"), None);
         let row = text.lines().find(|line| line.contains("first entry"));
         let words: Vec<&str> = row.unwrap().split_whitespace().skip(7).collect();
         assert_eq!(words, ["0.200", "s", "0.400", "s", "0.50"]);
