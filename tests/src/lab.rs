@@ -18,10 +18,11 @@ use crate::pattern;
 const TESTS: &str = "/tests";
 
 /// Words by which Linux leaves out what it tests of its own ciphers and of its
-/// source of randomness (Linux `Documentation/admin-guide/kernel-parameters`): a
-/// fifth of a boot where the guest is emulated twice over, and nothing of the
+/// source of randomness, and what it does against leaks that emulated processors
+/// do not have (Linux `Documentation/admin-guide/kernel-parameters`): a fifth of
+/// a boot and more where the guest is emulated twice over, and nothing of the
 /// VMM's.
-const UNTESTED: &str = "cryptomgr.notests initcall_blacklist=jent_mod_init";
+const UNTESTED: &str = "cryptomgr.notests initcall_blacklist=jent_mod_init mitigations=off";
 
 /// The format of the stock kernel with nothing in it to decompress, which the
 /// lab makes where that takes longer than the rest of a boot.
