@@ -32,6 +32,9 @@ pub struct Qemu {
     pub package: &'static str,
     /// Arguments for the machine and its processor.
     pub options: &'static [&'static str],
+    /// Whether its clocks can go by the instructions executed
+    /// ([`Clocks::Instructions`](crate::l1::Clocks)).
+    pub counts: bool,
 }
 
 impl Kind {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::assets;
 use crate::cache::{Cache, count, progress};
 use crate::error::{AtPath, Error, Result};
-use crate::l1::{Changes, Disk, Parts, Start, Stdio};
+use crate::l1::{Changes, Clocks, Disk, Parts, Start, Stdio};
 use crate::machines::Machine;
 use crate::results::Outcome;
 use crate::run::memory;
@@ -325,6 +325,7 @@ impl Session<'_> {
             memory: memory(),
             disks: &disks,
             stdio,
+            clocks: Clocks::Instructions,
             status: &status,
         };
         let errors = scratch.path().join("errors");

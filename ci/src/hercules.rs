@@ -297,6 +297,7 @@ impl Tape {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::l1::Clocks;
     use crate::l1::tests::parts;
 
     #[test]
@@ -323,6 +324,7 @@ mod tests {
             memory: 2048,
             disks: &disks,
             stdio: stdio.clone(),
+            clocks: Clocks::Time,
             status: &path("status"),
         }
         .command()

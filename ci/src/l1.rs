@@ -244,6 +244,18 @@ pub enum Stdio {
     Output(PathBuf),
 }
 
+/// What a lab machine's clocks go by, where its emulator has the choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Clocks {
+    /// The time of this machine: for people, and for what is measured.
+    Time,
+    /// The instructions that are executed, so that a machine that is slow gets
+    /// no more timer interrupts for that, each of which has the emulator forget
+    /// what it knows of page tables, and waiting takes no time. Limits of time in
+    /// the machine do not depend on what else this one does.
+    Instructions,
+}
+
 /// A disk of this machine that a lab machine sees.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
@@ -277,6 +289,8 @@ pub struct Start<'a> {
     pub disks: &'a [Disk],
     /// What the lab's own standard input and output are.
     pub stdio: Stdio,
+    /// What its clocks go by.
+    pub clocks: Clocks,
     /// The file that takes the exit status of what it ran.
     pub status: &'a Path,
 }
@@ -389,6 +403,7 @@ pub mod tests {
             memory: 1,
             disks: &[],
             stdio: Stdio::Console,
+            clocks: Clocks::Time,
             status: &status,
         };
         assert_eq!(start.reported(), None);

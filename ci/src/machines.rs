@@ -56,6 +56,7 @@ const fn power(options: &'static [&'static str; 8]) -> Kind {
         program: "qemu-system-ppc64",
         package: "qemu-system-ppc",
         options,
+        counts: false,
     })
 }
 
@@ -72,6 +73,7 @@ const GICV3: Kind = Kind::Qemu(Qemu {
         "-cpu",
         "max,pauth-impdef=on",
     ],
+    counts: true,
 });
 
 /// The kernel does not start without a terminal of the firmware's, which then is
@@ -96,10 +98,11 @@ pub const MACHINES: [Machine; 10] = [
                 "-cpu",
                 "EPYC,fxsr-opt=off,misalignsse=off,osvw=off,topoext=off,nrip-save=off,xsavec=off",
             ],
+            counts: false,
         }),
         kernel: "linux-image-cloud-amd64",
         guest_kernel: "linux-image-cloud-amd64",
-        modules: &["kvm-amd"],
+        modules: &["kvm halt_poll_ns=0", "kvm-amd"],
         cmdline: "",
         settled: true,
     },
@@ -127,6 +130,7 @@ pub const MACHINES: [Machine; 10] = [
                 "-cpu",
                 "cortex-a72",
             ],
+            counts: true,
         }),
         kernel: "linux-image-arm64",
         guest_kernel: "linux-image-arm64",
@@ -191,10 +195,11 @@ pub const MACHINES: [Machine; 10] = [
                 "-cpu",
                 "rv64,h=true,smaia=true,ssaia=true",
             ],
+            counts: true,
         }),
         kernel: "linux-image-riscv64",
         guest_kernel: "linux-image-riscv64",
-        modules: &["kvm"],
+        modules: &["kvm halt_poll_ns=0"],
         cmdline: "",
         settled: false,
     },
@@ -206,10 +211,11 @@ pub const MACHINES: [Machine; 10] = [
             program: "qemu-system-riscv64",
             package: "qemu-system-riscv",
             options: &["-machine", "virt", "-cpu", "rv64,h=true"],
+            counts: true,
         }),
         kernel: "linux-image-riscv64",
         guest_kernel: "linux-image-riscv64",
-        modules: &["kvm"],
+        modules: &["kvm halt_poll_ns=0"],
         cmdline: "",
         settled: false,
     },

@@ -7,12 +7,17 @@ use std::process::Command;
 use crossvisor_boot::initramfs::{IO_PORT, InitConfig, Io, STATUS_PORT};
 
 use crate::emulator::Qemu;
-use crate::l1::{Changes, Start, Stdio};
+use crate::l1::{Changes, Clocks, Start, Stdio};
 
 /// The port that carries a command's standard input.
 const INPUT_PORT: &str = "org.crossvisor.input";
 /// The port that carries a command's standard error.
 const ERROR_PORT: &str = "org.crossvisor.error";
+
+/// What the machine's kernel is not to do: what helps against leaks that emulated
+/// processors do not have, and busy waiting for what guests do next. Both take
+/// more time here than elsewhere.
+const UNNEEDED: &str = "mitigations=off kvm.halt_poll_ns=0";
 
 /// What `/init` is told, so that it runs `command`.
 pub fn init(command: String, stdio: &Stdio) -> InitConfig {
@@ -27,8 +32,22 @@ pub fn init(command: String, stdio: &Stdio) -> InitConfig {
 /// The command that starts `machine`.
 pub fn command(start: &Start<'_>, machine: &Qemu) -> Command {
     let mut qemu = start.parts.emulator.command();
+    match start.clocks {
+        // 8 ns for each.
+        Clocks::Instructions if machine.counts => {
+            qemu.args([
+                "-accel",
+                "tcg,thread=single",
+                "-icount",
+                "shift=3,sleep=off",
+            ]);
+        }
+        _ => {
+            qemu.args(["-accel", "tcg,thread=multi"]);
+        }
+    }
     // Before the machine's own options, which may say otherwise.
-    qemu.args(["-accel", "tcg,thread=multi", "-smp", "2"]);
+    qemu.args(["-smp", "2"]);
     qemu.args(machine.options);
     qemu.args(["-m", &format!("{}M", start.memory)]);
     qemu.args([
@@ -41,7 +60,7 @@ pub fn command(start: &Start<'_>, machine: &Qemu) -> Command {
     qemu.arg("-kernel").arg(&start.parts.image);
     qemu.arg("-initrd").arg(start.initramfs);
     qemu.arg("-append").arg(format!(
-        "console=hvc0 quiet panic=-1 {}",
+        "console=hvc0 quiet panic=-1 {UNNEEDED} {}",
         start.parts.machine.cmdline
     ));
     qemu.args(["-device", "virtio-serial-pci"]);
@@ -146,6 +165,7 @@ mod tests {
             memory: 2048,
             disks: &disks,
             stdio: Stdio::Streams("/tmp/log".into()),
+            clocks: Clocks::Time,
             status: Path::new("/tmp/s"),
         }
         .command()

@@ -11,7 +11,7 @@ use crate::cache::{Cache, progress};
 use crate::emulator::Kind;
 use crate::error::{Error, Result};
 use crate::kernels::Kernel;
-use crate::l1::{Changes, Disk, Parts, Start, Stdio};
+use crate::l1::{Changes, Clocks, Disk, Parts, Start, Stdio};
 use crate::machines::Machine;
 use crate::targets::Target;
 use crate::toolchain::Toolchain;
@@ -152,6 +152,7 @@ fn run_in(
         memory: memory(),
         disks: &carried.disks,
         stdio: stdio.clone(),
+        clocks: Clocks::Time,
         status: &status,
     };
     let mut command = start.command()?;
@@ -327,6 +328,7 @@ mod tests {
         program: "",
         package: "",
         options: &[],
+        counts: false,
     });
 
     fn words(line: &[&str]) -> Vec<String> {

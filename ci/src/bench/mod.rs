@@ -19,7 +19,7 @@ use crate::assets::{self, TESTS};
 use crate::cache::{Cache, count, progress};
 use crate::error::{AtPath, Error, Result};
 use crate::guest::lines_of;
-use crate::l1::{Parts, Start, Stdio};
+use crate::l1::{Clocks, Parts, Start, Stdio};
 use crate::machines::Machine;
 use crate::run::memory;
 use crate::targets::Target;
@@ -136,6 +136,7 @@ impl Bench<'_> {
             memory: memory(),
             disks: &[],
             stdio,
+            clocks: Clocks::Time,
             status: &status,
         };
         let mut child = start
