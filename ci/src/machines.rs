@@ -158,7 +158,7 @@ pub const MACHINES: [Machine; 10] = [
         guest_kernel: "linux-image-powerpc64le",
         modules: &["kvm-hv"],
         cmdline: PSERIES_CMDLINE,
-        settled: false,
+        settled: true,
     },
     Machine {
         name: "ppc64le-power10",
@@ -169,7 +169,7 @@ pub const MACHINES: [Machine; 10] = [
         guest_kernel: "linux-image-powerpc64le-64k",
         modules: &["kvm-hv"],
         cmdline: PSERIES_CMDLINE,
-        settled: false,
+        settled: true,
     },
     Machine {
         name: "ppc64le-64k",
@@ -180,7 +180,7 @@ pub const MACHINES: [Machine; 10] = [
         guest_kernel: "linux-image-powerpc64le",
         modules: &["kvm-hv"],
         cmdline: PSERIES_CMDLINE,
-        settled: false,
+        settled: true,
     },
     Machine {
         name: "riscv64",
@@ -201,7 +201,7 @@ pub const MACHINES: [Machine; 10] = [
         guest_kernel: "linux-image-riscv64",
         modules: &["kvm halt_poll_ns=0"],
         cmdline: "",
-        settled: false,
+        settled: true,
     },
     Machine {
         name: "riscv64-plic",
@@ -217,7 +217,7 @@ pub const MACHINES: [Machine; 10] = [
         guest_kernel: "linux-image-riscv64",
         modules: &["kvm halt_poll_ns=0"],
         cmdline: "",
-        settled: false,
+        settled: true,
     },
     Machine {
         name: "s390x",
