@@ -33,8 +33,9 @@ pub(super) const EVENT_HEADER: usize = 6;
 /// Flag: the event has been dealt with.
 const PROCESSED: u8 = 0x80;
 
-/// VT220 data follows (`SCLP_VT220_SESSION_DATA`).
-const SESSION_DATA: u8 = 1;
+/// VT220 data follows (Linux `drivers/s390/char/sclp_vt220.c`,
+/// `SCLP_VT220_SESSION_DATA`); 1 would end the session.
+const SESSION_DATA: u8 = 0;
 
 /// Which events the guest listens to, and which wait for it.
 #[derive(Default)]

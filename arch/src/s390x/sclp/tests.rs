@@ -134,7 +134,7 @@ fn what_is_typed_goes_to_the_vt220_console() {
     assert_eq!(read_events(&bench), 0x20);
     assert_eq!(
         bench.read::<9>(SCCB + 8),
-        [0, 9, 0x1a, 0, 0, 0, 1, b'l', b's']
+        [0, 9, 0x1a, 0, 0, 0, 0, b'l', b's']
     );
     // As much as fits, and no more than there is room for.
     let many = vec![b'x'; 5000];
