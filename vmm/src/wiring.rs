@@ -166,6 +166,11 @@ impl Wiring {
         self.console_output.clone()
     }
 
+    /// Whether the guest's console is the machine's own.
+    pub fn console_is_native(&self) -> bool {
+        self.native_console
+    }
+
     /// The input of the machine's own console: what the user types goes there
     /// unless the console is another device.
     pub fn set_console_input(&mut self, input: Arc<dyn ConsoleInput>) {

@@ -171,6 +171,7 @@ impl Machine for S390xMachine {
         let facts = Facts {
             memory: self.plan.memory.iter().map(|range| range.size).sum(),
             cpus: self.plan.cpus,
+            consoles: wiring.console_is_native(),
         };
         let sclp = Sclp::new(facts, vm.clone(), wiring.console_output())
             .map_err(|source| Error::io("SCLP", source))?;

@@ -80,6 +80,7 @@ impl Bench {
         let facts = Facts {
             memory: MEMORY as u64,
             cpus,
+            consoles: true,
         };
         let (requests, _events) = Requests::new();
         let handler = Handler {

@@ -93,8 +93,8 @@ impl State {
     }
 
     /// Write event mask: the guest says what it receives and sends, SCLP what
-    /// it does.
-    pub fn write_mask(&mut self, sccb: &mut [u8]) -> u16 {
+    /// it does, which with `consoles` is more than the request to shut down.
+    pub fn write_mask(&mut self, sccb: &mut [u8], consoles: bool) -> u16 {
         const MASKS: usize = 12;
         let length = usize::from(half(sccb, 10));
         if length == 0 || length > 1021 {
@@ -108,7 +108,11 @@ impl State {
             *byte = *value;
         }
         self.listens = u64::from_be_bytes(listens);
-        for (number, mask) in [(2, RECEIVED), (3, SENT)] {
+        let (received, sent) = match consoles {
+            true => (RECEIVED, SENT),
+            false => (0, bit(kind::QUIESCE)),
+        };
+        for (number, mask) in [(2, received), (3, sent)] {
             let mut bytes = vec![0; length];
             for (byte, value) in bytes.iter_mut().zip(mask.to_be_bytes()) {
                 *byte = value;

@@ -68,6 +68,8 @@ pub struct Facts {
     pub memory: u64,
     /// Number of CPUs; their addresses are 0 to one less.
     pub cpus: u32,
+    /// Whether there are consoles: Linux takes one of SCLP's if there is any.
+    pub consoles: bool,
 }
 
 /// The service-call logical processor.
@@ -172,7 +174,7 @@ impl Sclp {
         match code {
             command::READ_SCP_INFO | command::READ_SCP_INFO_FORCED => self.read_scp_info(sccb),
             command::READ_CPU_INFO => self.read_cpu_info(sccb),
-            command::WRITE_EVENT_MASK => self.state().write_mask(sccb),
+            command::WRITE_EVENT_MASK => self.state().write_mask(sccb, self.facts.consoles),
             command::WRITE_EVENT_DATA => {
                 let mut consoles = self.consoles.lock().unwrap_or_else(PoisonError::into_inner);
                 events::write_data(sccb, &mut consoles)

@@ -81,14 +81,34 @@ fn the_machine_is_told() {
     assert_eq!(call(&bench, 0x0004_0001, &[0x10, 0]), 0x1f0);
 }
 
+/// SCLP without a guest.
+fn alone(facts: Facts) -> Arc<Sclp> {
+    let vm = Arc::new(crossvisor_vmm::double::ScriptedVm::default());
+    Sclp::new(facts, vm, Arc::new(Output::nowhere().unwrap())).unwrap()
+}
+
+#[test]
+fn a_machine_whose_console_is_another_device_has_none_of_sclp_s() {
+    let facts = Facts {
+        memory: 1 << 30,
+        cpus: 1,
+        consoles: false,
+    };
+    let mut sccb = vec![0, 28, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4];
+    sccb.resize(28, 0xff);
+    let response = alone(facts).execute(command::WRITE_EVENT_MASK, &mut sccb);
+    assert_eq!(response, 0x20);
+    assert_eq!(sccb[20..], [0, 0, 0, 0, 0, 0, 0, 8]);
+}
+
 #[test]
 fn much_memory_is_told_in_the_wide_field() {
     let facts = Facts {
         memory: 1 << 40,
         cpus: 1,
+        consoles: false,
     };
-    let vm = Arc::new(crossvisor_vmm::double::ScriptedVm::default());
-    let sclp = Sclp::new(facts, vm, Arc::new(Output::nowhere().unwrap())).unwrap();
+    let sclp = alone(facts);
     let mut sccb = vec![0; 4096];
     assert_eq!(sclp.read_scp_info(&mut sccb), 0x10);
     assert_eq!(sccb[8..10], [0, 0]);
