@@ -36,6 +36,23 @@ pub fn start(mask: u64, address: u64) -> RegisterState {
     RegisterState(vec![(PSW_MASK, mask), (PSW_ADDRESS, address)])
 }
 
+/// Writes to each segment of fresh guest memory, which stays as it is.
+///
+/// # Errors
+/// The plan has memory that is not there.
+pub fn touch(plan: &Plan, memory: &GuestMemoryMmap) -> Result<()> {
+    let segments = plan.memory.iter().flat_map(|range| {
+        let end = range.base.saturating_add(range.size);
+        (range.base..end).step_by(SEGMENT as usize)
+    });
+    for segment in segments {
+        memory
+            .write_obj(0_u8, GuestAddress(segment))
+            .map_err(|error| Error::Boot(format!("guest memory: {error}")))?;
+    }
+    Ok(())
+}
+
 /// Loads `images` and returns the boot vCPU's registers.
 ///
 /// # Errors

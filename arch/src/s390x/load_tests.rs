@@ -80,3 +80,18 @@ fn other_kernels_are_refused() {
     let error = run(16, &arm, None, "").unwrap_err().to_string();
     assert!(error.contains("s390x"), "{error}");
 }
+
+#[test]
+fn touched_memory_stays_as_it_is() {
+    let config = VmConfig {
+        memory: 4 << 20,
+        ..VmConfig::default()
+    };
+    let plan = layout::plan(&config, &host::typical()).unwrap();
+    let memory =
+        |mib: usize| GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), mib << 20)]).unwrap();
+    let whole = memory(4);
+    touch(&plan, &whole).unwrap();
+    assert_eq!(doubleword(&whole, 3 << 20), 0);
+    assert!(touch(&plan, &memory(3)).is_err());
+}

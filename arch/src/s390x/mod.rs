@@ -161,6 +161,11 @@ impl Machine for S390xMachine {
     }
 
     fn load(&self, images: &BootImages, memory: &GuestMemoryMmap) -> Result<RegisterState> {
+        if self.hugepages && !self.host.has("KVM_CAP_S390_COW") {
+            // A huge page that is read first is mapped read-only, and without
+            // ESOP the guest gets the exception when it writes there.
+            load::touch(&self.plan, memory)?;
+        }
         load::load(&self.plan, images, memory)
     }
 
