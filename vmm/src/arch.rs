@@ -6,7 +6,7 @@
 //! | describe | [`Machine::describe`] | yes |
 //! | load | [`Machine::load`] | writes guest memory |
 //! | create controllers | [`KvmMachine::create_controllers`], [`KvmMachine::finish_controllers`] | no |
-//! | route interrupts | [`Machine::routes`], [`Machine::route_msi`], [`Machine::irq_line`] | yes |
+//! | route interrupts | [`Machine::routes`], [`Machine::route_msi`], [`Machine::irq_line`], [`Machine::controller_pages`] | yes |
 //! | start a vCPU | [`KvmMachine::init_vcpu`], [`KvmMachine::start_vcpu`] | no |
 //! | platform devices | [`Machine::attach`] | yes |
 //! | exits of its own | [`ExitHandler`], made by [`Machine::attach`] | yes |
@@ -27,7 +27,7 @@ use crate::error::{Error, Result};
 use crate::exit::{Action, ArchExit};
 use crate::hv::Route;
 use crate::kvm;
-use crate::plan::Plan;
+use crate::plan::{Plan, Range};
 use crate::wiring::Wiring;
 
 /// A guest architecture. It holds no state: one constant of each is in the list
@@ -103,6 +103,12 @@ pub trait Machine: Send + Sync {
     /// KVM_IRQ_LINE's number for the wire `gsi`.
     fn irq_line(&self, gsi: u32) -> u32;
 
+    /// The pages by which the guest reaches the controller in the kernel
+    /// itself. Empty where KVM needs no mapping for that.
+    fn controller_pages(&self) -> Vec<ControllerPages> {
+        Vec::new()
+    }
+
     /// Whether a reset that the guest asked for came from a kernel's panic. By
     /// default a machine's command line makes Linux reset warm after a panic
     /// and cold otherwise; `event` is the data of KVM_EXIT_SYSTEM_EVENT and
@@ -118,6 +124,19 @@ pub trait Machine: Send + Sync {
 
     /// The KVM side, on a host of this architecture.
     fn kvm(&self) -> Option<&dyn KvmMachine>;
+}
+
+/// Pages of an interrupt controller in the kernel, which KVM has mapped from
+/// the controller's file descriptor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ControllerPages {
+    /// Where in the file they begin, in bytes.
+    pub offset: u64,
+    /// Their guest-physical addresses.
+    pub range: Range,
+    /// The parts that the guest may reach; the others are only the VMM's
+    /// ([`Vm::load_controller`](crate::hv::Vm::load_controller)).
+    pub visible: Vec<Range>,
 }
 
 /// Handles the exits that only one architecture has. Called from every vCPU

@@ -62,6 +62,11 @@ pub struct Record {
     pub starts: Vec<(u32, Option<RegisterState>)>,
     /// Registers of the VM that were set.
     pub vm_registers: Vec<RegisterState>,
+    /// Attributes of the controller that were set: group, attribute, value.
+    pub attributes: Vec<(u32, u64, Vec<u8>)>,
+    /// Addresses in the controller's pages that were loaded from, and that were
+    /// stored to, with the value.
+    pub controller: Vec<(u64, Option<u64>)>,
     /// Registers that were set between two exits, by vCPU.
     pub registers: Vec<(u32, RegisterState)>,
     /// Routes that no table may have.
@@ -84,6 +89,9 @@ impl ScriptedVm {
             scripts: Arc::new(scripts),
         }
     }
+
+    /// What every load from the controller's pages returns.
+    pub const LOADED: u64 = 0x0123_4567_89ab_cdef;
 
     /// Refuses tables with `route` from here on, as KVM does messages that lead
     /// nowhere.
@@ -171,6 +179,22 @@ impl Vm for ScriptedVm {
 
     fn set_registers(&self, registers: &RegisterState) -> Result<()> {
         self.record().vm_registers.push(registers.clone());
+        Ok(())
+    }
+
+    fn set_controller(&self, group: u32, attribute: u64, value: &[u8]) -> io::Result<()> {
+        let set = (group, attribute, value.to_vec());
+        self.record().attributes.push(set);
+        Ok(())
+    }
+
+    fn load_controller(&self, address: u64) -> io::Result<u64> {
+        self.record().controller.push((address, None));
+        Ok(Self::LOADED)
+    }
+
+    fn store_controller(&self, address: u64, value: u64) -> io::Result<()> {
+        self.record().controller.push((address, Some(value)));
         Ok(())
     }
 

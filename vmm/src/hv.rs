@@ -133,6 +133,27 @@ pub trait Vm: Send + Sync {
     /// The hypervisor refused.
     fn set_registers(&self, registers: &RegisterState) -> crate::Result<()>;
 
+    /// Sets an attribute of the interrupt controller in the kernel
+    /// (KVM_SET_DEVICE_ATTR). `value` is what the hypervisor reads for it, in
+    /// the host's byte order: at most 64 bytes.
+    ///
+    /// # Errors
+    /// The hypervisor refused, or there is no controller.
+    fn set_controller(&self, group: u32, attribute: u64, value: &[u8]) -> io::Result<()>;
+
+    /// Loads a big-endian doubleword from guest-physical `address`, which is in
+    /// the [`controller_pages`](crate::arch::Machine::controller_pages).
+    ///
+    /// # Errors
+    /// No controller is there.
+    fn load_controller(&self, address: u64) -> io::Result<u64>;
+
+    /// Stores one; as [`load_controller`](Self::load_controller).
+    ///
+    /// # Errors
+    /// No controller is there.
+    fn store_controller(&self, address: u64, value: u64) -> io::Result<()>;
+
     /// Makes `interrupt` pending on a vCPU, or on whichever takes it when
     /// `vcpu` is `None`. May be called from any thread.
     ///

@@ -7,6 +7,7 @@
 pub mod abi;
 pub mod requests;
 mod vm;
+mod window;
 
 cfg_if::cfg_if! {
     if #[cfg(any(target_arch = "powerpc64", target_arch = "s390x"))] {

@@ -18,15 +18,18 @@ use vmm_sys_util::ioctl::ioctl_with_ref;
 
 use super::bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQ_ROUTING_S390_ADAPTER,
-    KVM_MSI_VALID_DEVID, KvmIrqRouting, kvm_irq_routing_entry, kvm_userspace_memory_region,
+    KVM_MSI_VALID_DEVID, KvmIrqRouting, kvm_device_attr, kvm_irq_routing_entry,
+    kvm_userspace_memory_region,
 };
 use super::channel;
 use super::requests::Request;
+use super::window::Window;
 use super::{DeviceFd, IoEventAddress, Kvm, NoDatamatch, VcpuExit, VcpuFd, VmFd};
 use crate::arch::{KvmMachine, Machine, RegisterState};
 use crate::error::{Error, Result};
 use crate::exit::{ArchExit, Exit};
 use crate::hv::{self, Route, Vcpu, Vm};
+use crate::plan::Range;
 
 /// `struct kvm_interrupt` (KVM API, section 4.16).
 #[repr(C)]
@@ -70,12 +73,24 @@ pub fn open() -> Result<Kvm> {
     }
 }
 
+/// What KVM reads an attribute of a controller from: as large as the largest.
+#[repr(C, align(8))]
+struct ControllerValue([u8; 64]);
+
+impl Default for ControllerValue {
+    fn default() -> Self {
+        Self([0; 64])
+    }
+}
+
 /// A VM of KVM.
 pub struct KvmVm {
     fd: VmFd,
     machine: Arc<dyn Machine>,
     /// Held so that the mappings outlive the memory slots.
     _memory: GuestMemoryMmap,
+    /// The pages of the controller, some of which are in slots too.
+    windows: Vec<Window>,
     /// Held so that in-kernel devices can be asked for their state later.
     devices: Mutex<Vec<DeviceFd>>,
     /// The vCPUs by index, for what is done to one from another thread.
@@ -92,27 +107,39 @@ impl KvmVm {
         let fd = kvm
             .create_vm_with_type(side.vm_type())
             .map_err(|errno| Error::io("KVM_CREATE_VM", errno))?;
-        for (slot, region) in memory.iter().enumerate() {
+        let mut slots = Vec::new();
+        for region in memory.iter() {
             let host = region
                 .get_host_address(MemoryRegionAddress(0))
                 .map_err(|error| Error::Boot(format!("guest memory: {error}")))?;
-            let slot = kvm_userspace_memory_region {
-                slot: slot as u32,
-                flags: 0,
-                guest_phys_addr: region.start_addr().raw_value(),
-                memory_size: region.len(),
-                userspace_addr: host as u64,
-            };
-            // SAFETY: the range is a whole mapping of `memory`, of which a clone
-            // in this object holds a reference until `fd` is closed.
-            unsafe { fd.set_user_memory_region(slot) }
-                .map_err(|errno| Error::io("KVM_SET_USER_MEMORY_REGION", errno))?;
+            let range = Range::new(region.start_addr().raw_value(), region.len());
+            slots.push((range, host as u64));
         }
-        let devices = Mutex::new(side.create_controllers(&fd)?);
+        let first = slots.len();
+        set_slots(&fd, 0, &slots)?;
+        let devices = side.create_controllers(&fd)?;
+        let mut windows = Vec::new();
+        for pages in machine.controller_pages() {
+            let controller = devices
+                .first()
+                .ok_or_else(|| Error::Boot("internal error: there is no controller".into()))?;
+            let window = Window::map(controller, pages.offset, pages.range)
+                .map_err(|error| Error::io("the interrupt controller's pages", error))?;
+            for part in pages.visible {
+                let host = window.host_address(part).ok_or_else(|| {
+                    Error::Boot(format!("internal error: {part} is not the controller's"))
+                })?;
+                slots.push((part, host));
+            }
+            windows.push(window);
+        }
+        set_slots(&fd, first, &slots)?;
+        let devices = Mutex::new(devices);
         Ok(Self {
             fd,
             machine,
             _memory: memory.clone(),
+            windows,
             devices,
             vcpus: Mutex::default(),
         })
@@ -141,6 +168,27 @@ impl KvmVm {
         vcpus.push(fd);
         Ok(())
     }
+}
+
+/// Makes memory slots of `slots`, each a guest-physical range and where it is
+/// mapped in this process, from the one numbered `first`.
+///
+/// The mappings are those of [`KvmVm`]'s own memory and windows, whole or parts.
+fn set_slots(fd: &VmFd, first: usize, slots: &[(Range, u64)]) -> Result<()> {
+    for (number, (range, host)) in slots.iter().enumerate().skip(first) {
+        let slot = kvm_userspace_memory_region {
+            slot: number as u32,
+            flags: 0,
+            guest_phys_addr: range.base,
+            memory_size: range.size,
+            userspace_addr: *host,
+        };
+        // SAFETY: the range is in a mapping that the object which is being made
+        // holds until `fd` is closed, and that nothing refers to.
+        unsafe { fd.set_user_memory_region(slot) }
+            .map_err(|errno| Error::io("KVM_SET_USER_MEMORY_REGION", errno))?;
+    }
+    Ok(())
 }
 
 /// The machine's KVM side.
@@ -246,6 +294,39 @@ impl Vm for KvmVm {
 
     fn set_registers(&self, registers: &RegisterState) -> Result<()> {
         kvm_side(self.machine.as_ref())?.set_vm_registers(&self.fd, registers)
+    }
+
+    fn set_controller(&self, group: u32, attribute: u64, value: &[u8]) -> io::Result<()> {
+        let mut bytes = ControllerValue::default();
+        let place = bytes.0.get_mut(..value.len());
+        place
+            .ok_or(io::ErrorKind::InvalidInput)?
+            .copy_from_slice(value);
+        let attribute = kvm_device_attr {
+            flags: 0,
+            group,
+            attr: attribute,
+            addr: &raw const bytes as u64,
+        };
+        let devices = self.devices();
+        let controller = devices.first().ok_or(io::ErrorKind::NotFound)?;
+        Ok(controller.set_device_attr(&attribute)?)
+    }
+
+    fn load_controller(&self, address: u64) -> io::Result<u64> {
+        let mut loaded = self
+            .windows
+            .iter()
+            .filter_map(|window| window.load(address));
+        loaded.next().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn store_controller(&self, address: u64, value: u64) -> io::Result<()> {
+        let mut stored = self
+            .windows
+            .iter()
+            .filter_map(|window| window.store(address, value));
+        stored.next().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     fn inject(&self, vcpu: Option<u32>, interrupt: &hv::Interrupt) -> io::Result<()> {
