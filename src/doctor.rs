@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use crossvisor_arch as arch;
-use crossvisor_vmm::arch::{Architecture, Host};
+use crossvisor_vmm::arch::{Architecture, Capability, Host};
 use crossvisor_vmm::kvm::{self, Kvm};
 use crossvisor_vmm::selftest::{self, Verdict};
 use serde_json::json;
@@ -80,21 +80,25 @@ fn text(arch: &dyn Architecture, host: &Host, problem: Option<&str>) -> String {
         host.max_vcpus,
         host.physical_bits
     );
-    let width = host
-        .capabilities
-        .iter()
-        .map(|capability| capability.name.len())
-        .max()
-        .unwrap_or_default();
+    let value = |capability: &Capability| match capability.value {
+        0 => "no".to_string(),
+        1 => "yes".to_string(),
+        value @ 2..0x1_0000 => value.to_string(),
+        // Versions and masks.
+        value => format!("{value:#x}"),
+    };
+    let longest = |text: &dyn Fn(&Capability) -> usize| {
+        let lengths = host.capabilities.iter().map(text);
+        lengths.max().unwrap_or_default()
+    };
+    let names = longest(&|capability| capability.name.len());
+    let values = longest(&|capability| value(capability).len());
     for capability in &host.capabilities {
-        let value = match capability.value {
-            0 => "no".to_string(),
-            1 => "yes".to_string(),
-            value => value.to_string(),
-        };
         text += &format!(
-            "  {:<width$}  {value:>6}  {}\n",
-            capability.name, capability.effect
+            "  {:<names$}  {:>values$}  {}\n",
+            capability.name,
+            value(capability),
+            capability.effect
         );
     }
     text += "\n";
