@@ -12,13 +12,15 @@ use crossvisor_vmm::error::Error;
 use crossvisor_vmm::plan::{Device, DeviceKind, Pci, Plan, Range, Slot};
 use vm_fdt::{FdtReserveEntry, FdtWriter, FdtWriterResult};
 
-use super::mmu::{self, Mmu};
-use super::xics::{self, Trigger};
+use super::irqchip::QUEUE_SHIFT;
+use super::mmu::{HashTable, Mmu};
+use super::sources::{self, Trigger};
+use super::xive::{PRIORITIES, Xive};
 use super::{host, names, rtas};
 use crate::shared;
 
-/// Phandle of the interrupt presentation controller.
-const XICS: u32 = 1;
+/// Phandle of the interrupt controller.
+const CONTROLLER: u32 = 1;
 
 /// Unit address of the virtual terminal, by which hypercalls name it.
 pub const VTY: u32 = 0x7100_0000;
@@ -87,8 +89,9 @@ const RADIX_FEATURE: usize = 40;
 
 // `ibm,architecture-vec-5` (section B.6.2.3), by byte.
 const VEC5_LEN: usize = 27;
-/// 0: the interrupt controller is an XICS.
+/// The two top bits: 0 is an XICS, 1 a XIVE that the guest handles itself.
 const VEC5_XIVE: usize = 23;
+const VEC5_XIVE_NATIVE: u8 = 0x40;
 /// The two top bits: 0 is a hashed page table, 1 radix trees.
 const VEC5_MMU: usize = 24;
 const VEC5_MMU_RADIX: u8 = 0x40;
@@ -115,12 +118,16 @@ pub struct Loading {
 }
 
 /// What the tree says of the machine.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Contents<'a> {
     /// The plan.
     pub plan: &'a Plan,
     /// How guests translate.
     pub mmu: Mmu,
+    /// The size in bytes that pages behind the guest's memory have at least.
+    pub backing_page: u64,
+    /// The XIVE; without one there is an XICS.
+    pub xive: Option<Xive>,
     /// Which device the console is.
     pub console: Console,
     /// The host, for its processor.
@@ -153,18 +160,26 @@ fn write(contents: &Contents<'_>, loading: &Loading) -> FdtWriterResult<Vec<u8>>
     fdt.property_string("compatible", "crossvisor,pseries")?;
     fdt.property_u32("#address-cells", 2)?;
     fdt.property_u32("#size-cells", 2)?;
-    fdt.property_u32("interrupt-parent", XICS)?;
+    fdt.property_u32("interrupt-parent", CONTROLLER)?;
+    if contents.xive.is_some() {
+        // What is the hypervisor's: the priorities after the guest's.
+        let first = PRIORITIES as u32;
+        fdt.property_array_u32("ibm,plat-res-int-priorities", &[first, 0xff - first])?;
+    }
     chosen(&mut fdt, contents, loading)?;
-    for range in &plan.memory {
+    for range in &memory(contents) {
         let node = fdt.begin_node(&format!("memory@{:x}", range.base))?;
         fdt.property_string("device_type", "memory")?;
         fdt.property_array_u64("reg", &[range.base, range.size])?;
         fdt.end_node(node)?;
     }
     cpus(&mut fdt, contents)?;
-    rtas_node(&mut fdt, loading)?;
+    rtas_node(&mut fdt, contents.xive.is_some(), loading)?;
     nvram(&mut fdt)?;
-    interrupt_controller(&mut fdt, plan.cpus)?;
+    match &contents.xive {
+        Some(xive) => xive_node(&mut fdt, xive)?,
+        None => xics_node(&mut fdt, plan.cpus)?,
+    }
     event_sources(&mut fdt)?;
     vdevice(&mut fdt, contents.console)?;
     if let Some(root) = &plan.pci {
@@ -172,6 +187,27 @@ fn write(contents: &Contents<'_>, loading: &Loading) -> FdtWriterResult<Vec<u8>>
     }
     fdt.end_node(root)?;
     fdt.finish()
+}
+
+/// RAM as the guest is told of it: the first range is what it reaches without
+/// translation (LoPAR section B.6.3, "Memory Node").
+fn memory(contents: &Contents<'_>) -> Vec<Range> {
+    let ram = &contents.plan.memory;
+    let table = hash_table(contents);
+    match ram.as_slice() {
+        [first, rest @ ..] if contents.mmu == Mmu::Hpt && table.real_mode < first.size => {
+            let reached = table.real_mode;
+            let beyond = Range::new(first.base + reached, first.size - reached);
+            [&[Range::new(first.base, reached), beyond], rest].concat()
+        }
+        _ => ram.clone(),
+    }
+}
+
+/// The hashed page table of a guest that has one.
+fn hash_table(contents: &Contents<'_>) -> HashTable {
+    let memory = contents.plan.memory.iter().map(|range| range.size).sum();
+    HashTable::new(memory, contents.backing_page)
 }
 
 fn chosen(fdt: &mut FdtWriter, contents: &Contents<'_>, loading: &Loading) -> FdtWriterResult<()> {
@@ -192,17 +228,19 @@ fn chosen(fdt: &mut FdtWriter, contents: &Contents<'_>, loading: &Loading) -> Fd
     // Devices reach guest memory by its own addresses: there is no IOMMU, and
     // so no ibm,dma-window for Linux to look for.
     fdt.property_null("linux,iommu-off")?;
-    fdt.property("ibm,architecture-vec-5", &vec5(contents.mmu))?;
+    fdt.property("ibm,architecture-vec-5", &vec5(contents))?;
     fdt.end_node(node)
 }
 
 /// The outcome of the negotiation.
-fn vec5(mmu: Mmu) -> [u8; VEC5_LEN] {
+fn vec5(contents: &Contents<'_>) -> [u8; VEC5_LEN] {
     let mut vec5 = [0; VEC5_LEN];
     // The number of bytes after the first two.
     vec5[0] = (VEC5_LEN - 2) as u8;
-    vec5[VEC5_XIVE] = 0;
-    if mmu == Mmu::Radix {
+    if contents.xive.is_some() {
+        vec5[VEC5_XIVE] = VEC5_XIVE_NATIVE;
+    }
+    if contents.mmu == Mmu::Radix {
         vec5[VEC5_MMU] = VEC5_MMU_RADIX;
         vec5[VEC5_RADIX] = VEC5_RADIX_GTSE;
     }
@@ -261,39 +299,52 @@ fn cpus(fdt: &mut FdtWriter, contents: &Contents<'_>) -> FdtWriterResult<()> {
                 names::written("ibm,processor-radix-AP-encodings"),
                 &host::radix_encodings(contents.host),
             )?,
-            Mmu::Hpt => hash(fdt, contents.plan)?,
+            Mmu::Hpt => hash(fdt, contents)?,
         }
         fdt.end_node(node)?;
     }
     fdt.end_node(cpus)
 }
 
-/// What a hashed page table is like, the same on every POWER processor from 7 on
-/// (KVM_PPC_GET_SMMU_INFO).
-fn hash(fdt: &mut FdtWriter, plan: &Plan) -> FdtWriterResult<()> {
-    let memory = plan.memory.iter().map(|range| range.size).sum();
-    fdt.property_array_u32("ibm,pft-size", &[0, mmu::hpt_order(memory)])?;
+/// Base page sizes of a hashed page table, the same on every POWER processor
+/// from 7 on (KVM_PPC_GET_SMMU_INFO): the size's logarithm, its encoding in an
+/// SLB entry, and the actual page sizes with their encodings in a page table
+/// entry.
+const HASH_PAGES: [(u32, u32, &[[u32; 2]]); 3] = [
+    (12, 0x000, &[[12, 0], [16, 7], [24, 0x38]]),
+    (16, 0x110, &[[16, 1], [24, 8]]),
+    (24, 0x100, &[[24, 0]]),
+];
+
+/// `ibm,segment-page-sizes`: the pages that are no larger than those behind the
+/// guest's memory, for KVM refuses entries for others (`kvmppc_do_h_enter`).
+fn segment_page_sizes(backing: u64) -> Vec<u32> {
+    let mut property = Vec::new();
+    for (base, encoding, actual) in HASH_PAGES {
+        let fitting = actual.iter().filter(|[shift, _]| 1 << shift <= backing);
+        let fitting: Vec<u32> = fitting.flatten().copied().collect();
+        if !fitting.is_empty() {
+            property.extend([base, encoding, fitting.len() as u32 / 2]);
+            property.extend(fitting);
+        }
+    }
+    property
+}
+
+/// What a hashed page table is like.
+fn hash(fdt: &mut FdtWriter, contents: &Contents<'_>) -> FdtWriterResult<()> {
+    fdt.property_array_u32("ibm,pft-size", &[0, hash_table(contents).order])?;
     fdt.property_u32("ibm,slb-size", 32)?;
     // Segments of 256 MiB and 1 TiB.
     let none = u32::MAX;
     fdt.property_array_u32("ibm,processor-segment-sizes", &[28, 40, none, none])?;
-    // For each base page size: its logarithm, its encoding in an SLB entry, and
-    // the actual page sizes with their encodings in a page table entry.
     fdt.property_array_u32(
         "ibm,segment-page-sizes",
-        &[
-            [12, 0x000, 3].as_slice(),
-            &[12, 0, 16, 7, 24, 0x38],
-            &[16, 0x110, 2],
-            &[16, 1, 24, 8],
-            &[24, 0x100, 1],
-            &[24, 0],
-        ]
-        .concat(),
+        &segment_page_sizes(contents.backing_page),
     )
 }
 
-fn rtas_node(fdt: &mut FdtWriter, loading: &Loading) -> FdtWriterResult<()> {
+fn rtas_node(fdt: &mut FdtWriter, xive: bool, loading: &Loading) -> FdtWriterResult<()> {
     let node = fdt.begin_node("rtas")?;
     let names = HYPERTAS.map(String::from).to_vec();
     fdt.property_string_list("ibm,hypertas-functions", names)?;
@@ -306,7 +357,11 @@ fn rtas_node(fdt: &mut FdtWriter, loading: &Loading) -> FdtWriterResult<()> {
     fdt.property_u32("rtas-error-log-max", ERROR_LOG_MAX)?;
     // ibm,os-term does not return to a guest that has died.
     fdt.property_null("ibm,extended-os-term")?;
+    let xics_only = |token| xive && rtas::XICS_TOKENS.iter().any(|(_, of)| *of == token);
     for (name, token) in rtas::TOKENS {
+        if xics_only(token) {
+            continue;
+        }
         fdt.property_u32(names::written(name), token)?;
     }
     fdt.end_node(node)
@@ -319,7 +374,24 @@ fn nvram(fdt: &mut FdtWriter) -> FdtWriterResult<()> {
     fdt.end_node(node)
 }
 
-fn interrupt_controller(fdt: &mut FdtWriter, cpus: u32) -> FdtWriterResult<()> {
+/// The XIVE (LoPAR section B.6.9.2, "External Interrupt Virtualization").
+fn xive_node(fdt: &mut FdtWriter, xive: &Xive) -> FdtWriterResult<()> {
+    let [user, system] = xive.thread_pages();
+    let node = fdt.begin_node(&format!("interrupt-controller@{:x}", user.base))?;
+    fdt.property_string("device_type", "power-ivpe")?;
+    fdt.property_string("compatible", "ibm,power-ivpe")?;
+    fdt.property_array_u64("reg", &[user.base, user.size, system.base, system.size])?;
+    fdt.property_array_u32("ibm,xive-eq-sizes", &[QUEUE_SHIFT])?;
+    // Sources that vCPUs interrupt each other by: first, and how many.
+    fdt.property_array_u32("ibm,xive-lisn-ranges", &[0, xive.cpus()])?;
+    fdt.property_null("interrupt-controller")?;
+    fdt.property_u32("#interrupt-cells", 2)?;
+    fdt.property_u32("#address-cells", 0)?;
+    fdt.property_phandle(CONTROLLER)?;
+    fdt.end_node(node)
+}
+
+fn xics_node(fdt: &mut FdtWriter, cpus: u32) -> FdtWriterResult<()> {
     let node = fdt.begin_node("interrupt-controller@0")?;
     fdt.property_string("device_type", "PowerPC-External-Interrupt-Presentation")?;
     fdt.property_string("compatible", "IBM,ppc-xicp")?;
@@ -328,14 +400,14 @@ fn interrupt_controller(fdt: &mut FdtWriter, cpus: u32) -> FdtWriterResult<()> {
     fdt.property_null("interrupt-controller")?;
     fdt.property_u32("#interrupt-cells", 2)?;
     fdt.property_u32("#address-cells", 0)?;
-    fdt.property_phandle(XICS)?;
+    fdt.property_phandle(CONTROLLER)?;
     fdt.end_node(node)
 }
 
 fn event_sources(fdt: &mut FdtWriter) -> FdtWriterResult<()> {
     let sources = fdt.begin_node("event-sources")?;
     let node = fdt.begin_node("epow-events")?;
-    fdt.property_array_u32("interrupts", &[xics::EPOW, Trigger::Edge.cell()])?;
+    fdt.property_array_u32("interrupts", &[sources::EPOW, Trigger::Edge.cell()])?;
     fdt.end_node(node)?;
     fdt.end_node(sources)
 }
@@ -351,7 +423,7 @@ fn vdevice(fdt: &mut FdtWriter, console: Console) -> FdtWriterResult<()> {
         fdt.property_string("device_type", "serial")?;
         fdt.property_string("compatible", "hvterm1")?;
         fdt.property_u32("reg", VTY)?;
-        fdt.property_array_u32("interrupts", &[xics::VTY, Trigger::Edge.cell()])?;
+        fdt.property_array_u32("interrupts", &[sources::VTY, Trigger::Edge.cell()])?;
         fdt.end_node(vty)?;
     }
     fdt.end_node(node)
@@ -385,7 +457,7 @@ fn pci(fdt: &mut FdtWriter, pci: &Pci, devices: &[Device]) -> FdtWriterResult<()
                 0,
                 0,
                 pin.into(),
-                XICS,
+                CONTROLLER,
                 source,
                 Trigger::Level.cell(),
             ]);
@@ -393,7 +465,7 @@ fn pci(fdt: &mut FdtWriter, pci: &Pci, devices: &[Device]) -> FdtWriterResult<()
     }
     fdt.property_array_u32("interrupt-map-mask", &[3 << 11, 0, 0, 7])?;
     fdt.property_array_u32("interrupt-map", &map)?;
-    let messages = u32::from(xics::MSIS_PER_SLOT);
+    let messages = u32::from(sources::MSIS_PER_SLOT);
     fdt.property_u32("ibm,pe-total-#msi", slots.len() as u32 * messages)?;
     // A window that nothing is mapped in, for Linux warns where there is none; it
     // makes no use of it (linux,iommu-off).
@@ -437,7 +509,7 @@ fn function(fdt: &mut FdtWriter, slot: u8, kind: DeviceKind, bar: u64) -> FdtWri
     )?;
     // Pin INTA#.
     fdt.property_u32("interrupts", 1)?;
-    fdt.property_u32("ibm,req#msi-x", xics::MSIS_PER_SLOT.into())?;
+    fdt.property_u32("ibm,req#msi-x", sources::MSIS_PER_SLOT.into())?;
     fdt.end_node(node)
 }
 

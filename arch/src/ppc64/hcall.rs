@@ -1,5 +1,6 @@
 //! Hypercalls (Linux on Power Architecture Reference, chapter 14) that KVM hands
-//! on: those of the terminal, of the partition's mode, and of RTAS.
+//! on: those of the terminal, of the partition's mode, of RTAS, and of a XIVE
+//! (`xive::calls`).
 //!
 //! Those about memory, scheduling and the XICS are KVM's own.
 
@@ -13,6 +14,7 @@ use crossvisor_vmm::hv;
 
 use super::fdt;
 use super::rtas::{H_RTAS, Rtas};
+use super::xive::calls::XiveCalls;
 
 /// KVM_EXIT_PAPR_HCALL.
 const EXIT_PAPR_HCALL: u32 = 19;
@@ -26,13 +28,14 @@ pub const H_SET_MODE: u64 = 0x31c;
 const H_REGISTER_PROC_TBL: u64 = 0x37c;
 
 // Return codes.
-const H_SUCCESS: i64 = 0;
-const H_HARDWARE: i64 = -1;
+pub const H_SUCCESS: i64 = 0;
+pub const H_HARDWARE: i64 = -1;
 const H_FUNCTION: i64 = -2;
-const H_PARAMETER: i64 = -4;
-const H_P2: i64 = -55;
-const H_P3: i64 = -56;
-const H_P4: i64 = -57;
+pub const H_PARAMETER: i64 = -4;
+pub const H_P2: i64 = -55;
+pub const H_P3: i64 = -56;
+pub const H_P4: i64 = -57;
+pub const H_P5: i64 = -58;
 const H_UNSUPPORTED_FLAG: i64 = -256;
 
 // H_SET_MODE's resources.
@@ -60,13 +63,14 @@ const MMUV3_RADIX: u64 = 1 << 0;
 const MMUV3_GTSE: u64 = 1 << 1;
 
 /// The return code of a hypercall, and the words after it in r4 and on.
-type Answer = (i64, Vec<u64>);
+pub type Answer = (i64, Vec<u64>);
 
 /// Handles a machine's hypercalls.
 pub struct Hypercalls {
     vm: Arc<dyn hv::Vm>,
     rtas: Rtas,
     terminal: Option<Arc<Hvterm>>,
+    xive: Option<XiveCalls>,
     /// The bits of LPCR that H_SET_MODE chooses, which all vCPUs have.
     lpcr: AtomicU64,
     /// The partition table entry: where the process table is.
@@ -75,11 +79,17 @@ pub struct Hypercalls {
 
 impl Hypercalls {
     /// Handles the hypercalls of `vm`.
-    pub fn new(vm: Arc<dyn hv::Vm>, rtas: Rtas, terminal: Option<Arc<Hvterm>>) -> Self {
+    pub fn new(
+        vm: Arc<dyn hv::Vm>,
+        rtas: Rtas,
+        terminal: Option<Arc<Hvterm>>,
+        xive: Option<XiveCalls>,
+    ) -> Self {
         Self {
             vm,
             rtas,
             terminal,
+            xive,
             lpcr: AtomicU64::new(0),
             process_table: AtomicU64::new(0),
         }
@@ -218,7 +228,11 @@ impl Hypercalls {
                     None => (code(H_PARAMETER), Action::Continue),
                 }
             }
-            _ => (code(H_FUNCTION), Action::Continue),
+            _ => {
+                let xive = self.xive.as_ref();
+                let answer = xive.and_then(|xive| xive.call(number, args));
+                (answer.unwrap_or(code(H_FUNCTION)), Action::Continue)
+            }
         }
     }
 }

@@ -57,7 +57,7 @@ fn scene() -> Scene {
     let memory = GuestMem::new(GuestMemoryMmap::from_ranges(&ranges).unwrap());
     let events = Arc::new(Events::new(Arc::new(NoWire)));
     let rtas = Rtas::new(memory, 2, events, None, Some(terminal.clone()));
-    let calls = Hypercalls::new(Arc::new(vm.clone()), rtas, Some(terminal.clone()));
+    let calls = Hypercalls::new(Arc::new(vm.clone()), rtas, Some(terminal.clone()), None);
     Scene {
         vm,
         sink,

@@ -1,6 +1,7 @@
 //! What the machine uses of a host's KVM, and what follows from each answer.
 
 use crossvisor_vmm::arch::{Capability, Host};
+use crossvisor_vmm::config::VmConfig;
 use crossvisor_vmm::error::{Error, Result};
 
 use crate::shared::{
@@ -63,8 +64,8 @@ const USES: &[(&str, Effect)] = &[
     ("KVM_CAP_PPC_IRQ_XIVE", |value| {
         choose(
             value,
-            "KVM runs the guest's XICS on this host's XIVE",
-            "KVM has no XIVE for guests: the guest's XICS is software",
+            "guests may have a XIVE (--irqchip xive), and an XICS runs on this host's",
+            "KVM has no XIVE for guests: their XICS is software",
         )
     }),
     ("KVM_CAP_PPC_RTAS", |value| {
@@ -137,6 +138,15 @@ pub fn require(host: &Host) -> Result<()> {
             capability: name.into(),
             advice: advice.into(),
         }),
+    }
+}
+
+/// The least size in bytes of a page behind the memory of a machine of `config`:
+/// huge pages are of 2 MiB or 16 MiB, by how the host translates.
+pub fn backing_page(config: &VmConfig, host: &Host) -> u64 {
+    match config.hugepages {
+        true => host.page_size.max(2 << 20),
+        false => host.page_size,
     }
 }
 

@@ -1,20 +1,25 @@
-//! The KVM side: probing the host, vCPU registers, the XICS, and how guests
-//! translate.
+//! The KVM side: probing the host, vCPU registers, the interrupt controller, and
+//! how guests translate.
 
 use std::fs;
 
 use crossvisor_vmm::arch::{Host, KvmArchitecture, KvmMachine, RegisterState};
 use crossvisor_vmm::error::{Error, Result};
 use crossvisor_vmm::kvm::bindings::{
-    KVM_CAP_IRQ_XICS, KVM_CAP_PPC_ENABLE_HCALL, KVM_CAP_PPC_PAPR, KVM_DEV_XICS_GRP_SOURCES,
-    KVM_VM_PPC_HV, KVM_XICS_LEVEL_SENSITIVE, KVM_XICS_MASKED, KVM_XICS_PRIORITY_SHIFT,
-    kvm_create_device, kvm_device_attr, kvm_device_type_KVM_DEV_TYPE_XICS, kvm_enable_cap,
+    KVM_CAP_IRQ_XICS, KVM_CAP_PPC_ENABLE_HCALL, KVM_CAP_PPC_IRQ_XIVE, KVM_CAP_PPC_PAPR,
+    KVM_DEV_XICS_GRP_SOURCES, KVM_DEV_XIVE_GRP_CTRL, KVM_DEV_XIVE_GRP_SOURCE,
+    KVM_DEV_XIVE_NR_SERVERS, KVM_VM_PPC_HV, KVM_XICS_LEVEL_SENSITIVE, KVM_XICS_MASKED,
+    KVM_XICS_PRIORITY_SHIFT, KVM_XIVE_LEVEL_SENSITIVE, kvm_create_device, kvm_device_attr,
+    kvm_device_type_KVM_DEV_TYPE_XICS, kvm_device_type_KVM_DEV_TYPE_XIVE, kvm_enable_cap,
     kvm_ppc_mmuv3_cfg, kvm_regs,
 };
 use crossvisor_vmm::kvm::{Cap, DeviceFd, Kvm, VcpuFd, VmFd};
+use crossvisor_vmm::plan::Plan;
 
-use super::mmu::{self, Mmu};
-use super::xics::{self, Trigger};
+use super::irqchip::Irqchip;
+use super::mmu::{HashTable, Mmu};
+use super::sources::{self, Trigger};
+use super::xive::Xive;
 use super::{Ppc64, Ppc64Machine, hcall, host, rtas};
 
 /// KVM_REG_PPC_LPCR_64 (KVM API, section 4.68).
@@ -98,34 +103,66 @@ fn capability(name: &str) -> Option<Cap> {
     })
 }
 
-impl Ppc64Machine {
-    /// The XICS, with every source of the machine masked.
-    fn create_xics(&self, vm: &VmFd) -> Result<DeviceFd> {
-        let mut device = kvm_create_device {
-            type_: kvm_device_type_KVM_DEV_TYPE_XICS,
-            fd: 0,
-            flags: 0,
+/// Makes a controller of KVM's.
+fn create_controller(vm: &VmFd, kind: u32, name: &str) -> Result<DeviceFd> {
+    let mut device = kvm_create_device {
+        type_: kind,
+        fd: 0,
+        flags: 0,
+    };
+    vm.create_device(&mut device)
+        .map_err(|errno| Error::io(format!("KVM_CREATE_DEVICE for {name}"), errno))
+}
+
+/// Tells a controller of KVM's of one of its sources.
+fn create_source(controller: &DeviceFd, group: u32, source: u32, state: u64) -> Result<()> {
+    let attribute = kvm_device_attr {
+        flags: 0,
+        group,
+        attr: source.into(),
+        addr: &raw const state as u64,
+    };
+    controller
+        .set_device_attr(&attribute)
+        .map_err(|errno| Error::io(format!("interrupt source {source:#x}"), errno))
+}
+
+/// An XICS, with every source of the machine masked.
+fn create_xics(vm: &VmFd, plan: &Plan) -> Result<DeviceFd> {
+    let xics = create_controller(vm, kvm_device_type_KVM_DEV_TYPE_XICS, "an XICS")?;
+    for (source, trigger) in sources::sources(plan) {
+        let level = match trigger {
+            Trigger::Level => KVM_XICS_LEVEL_SENSITIVE,
+            Trigger::Edge => 0,
         };
-        let xics = vm
-            .create_device(&mut device)
-            .map_err(|errno| Error::io("KVM_CREATE_DEVICE for an XICS", errno))?;
-        for (source, trigger) in xics::sources(&self.plan) {
-            let level = match trigger {
-                Trigger::Level => KVM_XICS_LEVEL_SENSITIVE,
-                Trigger::Edge => 0,
-            };
-            let state = LEAST_FAVOURED << KVM_XICS_PRIORITY_SHIFT | KVM_XICS_MASKED | level;
-            let attribute = kvm_device_attr {
-                flags: 0,
-                group: KVM_DEV_XICS_GRP_SOURCES,
-                attr: source.into(),
-                addr: &raw const state as u64,
-            };
-            xics.set_device_attr(&attribute)
-                .map_err(|errno| Error::io(format!("interrupt source {source:#x}"), errno))?;
-        }
-        Ok(xics)
+        let state = LEAST_FAVOURED << KVM_XICS_PRIORITY_SHIFT | KVM_XICS_MASKED | level;
+        create_source(&xics, KVM_DEV_XICS_GRP_SOURCES, source, state)?;
     }
+    Ok(xics)
+}
+
+/// A XIVE, with every source of the machine masked.
+fn create_xive(vm: &VmFd, xive: &Xive) -> Result<DeviceFd> {
+    let device = create_controller(vm, kvm_device_type_KVM_DEV_TYPE_XIVE, "a XIVE")?;
+    // Or it takes as much of the machine's as the most vCPUs need.
+    let servers = xive.cpus();
+    let attribute = kvm_device_attr {
+        flags: 0,
+        group: KVM_DEV_XIVE_GRP_CTRL,
+        attr: KVM_DEV_XIVE_NR_SERVERS.into(),
+        addr: &raw const servers as u64,
+    };
+    device
+        .set_device_attr(&attribute)
+        .map_err(|errno| Error::io(format!("a XIVE for {servers} vCPUs"), errno))?;
+    for (source, trigger) in xive.sources() {
+        let level = match trigger {
+            Trigger::Level => KVM_XIVE_LEVEL_SENSITIVE,
+            Trigger::Edge => 0,
+        };
+        create_source(&device, KVM_DEV_XIVE_GRP_SOURCE, *source, level.into())?;
+    }
+    Ok(device)
 }
 
 impl KvmMachine for Ppc64Machine {
@@ -136,7 +173,7 @@ impl KvmMachine for Ppc64Machine {
     fn create_controllers(&self, vm: &VmFd) -> Result<Vec<DeviceFd>> {
         if self.mmu == Mmu::Hpt {
             let memory = self.plan.memory.iter().map(|range| range.size).sum();
-            let order = mmu::hpt_order(memory);
+            let order = HashTable::new(memory, self.backing_page).order;
             vm.allocate_htab(order).map_err(|errno| {
                 Error::io(
                     format!("KVM_PPC_ALLOCATE_HTAB for 2^{order} bytes (--mmu chooses)"),
@@ -152,11 +189,14 @@ impl KvmMachine for Ppc64Machine {
         };
         vm.enable_cap(&enable)
             .map_err(|errno| Error::io("KVM_CAP_PPC_ENABLE_HCALL for H_SET_MODE", errno))?;
+        if let Some(xive) = self.xive() {
+            return Ok(vec![create_xive(vm, &xive)?]);
+        }
         for (name, token) in rtas::XICS_TOKENS {
             vm.define_rtas_token(name, token.into())
                 .map_err(|errno| Error::io(format!("KVM_PPC_RTAS_DEFINE_TOKEN: {name}"), errno))?;
         }
-        Ok(vec![self.create_xics(vm)?])
+        Ok(vec![create_xics(vm, &self.plan)?])
     }
 
     fn init_vcpu(
@@ -176,13 +216,16 @@ impl KvmMachine for Ppc64Machine {
                 .map_err(|errno| Error::io(format!("{what} of vCPU {index}"), errno))
         };
         enable(KVM_CAP_PPC_PAPR, [0; 4], "KVM_CAP_PPC_PAPR")?;
-        let xics = controllers
-            .first()
-            .ok_or_else(|| Error::Boot("internal error: there is no XICS".into()))?;
-        let fd = u64::try_from(std::os::fd::AsRawFd::as_raw_fd(xics)).unwrap_or(u64::MAX);
+        let controller = controllers.first().ok_or_else(|| {
+            Error::Boot("internal error: there is no interrupt controller".into())
+        })?;
+        let fd = u64::try_from(std::os::fd::AsRawFd::as_raw_fd(controller)).unwrap_or(u64::MAX);
         // A vCPU's server number is its index.
         let args = [fd, index.into(), 0, 0];
-        enable(KVM_CAP_IRQ_XICS, args, "KVM_CAP_IRQ_XICS")
+        match self.irqchip {
+            Irqchip::Xive => enable(KVM_CAP_PPC_IRQ_XIVE, args, "KVM_CAP_PPC_IRQ_XIVE"),
+            Irqchip::Xics => enable(KVM_CAP_IRQ_XICS, args, "KVM_CAP_IRQ_XICS"),
+        }
     }
 
     fn finish_controllers(&self, _vm: &VmFd) -> Result<Vec<DeviceFd>> {

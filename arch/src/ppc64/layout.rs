@@ -5,6 +5,8 @@
 //! | 0 | RAM, in one piece |
 //! | 32 TiB + 2 GiB | PCI memory below 4 GiB |
 //! | 33 TiB | PCI memory above 4 GiB |
+//! | 40 TiB | a XIVE's pages of vCPUs |
+//! | 41 TiB | a XIVE's pages of sources |
 //!
 //! What firmware would have: RTAS is a stub in RAM (see `load`), the console and
 //! the power of the machine are hypercalls. All of it is below 2^46, the
@@ -16,8 +18,10 @@ use crossvisor_vmm::config::{Console, Transport, VmConfig};
 use crossvisor_vmm::error::{Error, Result};
 use crossvisor_vmm::plan::{self, Pci, PciSlots, PciWindow, Plan, Range};
 
+use super::irqchip::Irqchip;
 use super::mmu::Mmu;
-use super::xics;
+use super::sources;
+use super::xive::Xive;
 
 /// The most RAM: where PCI begins.
 const RAM_MAX: u64 = 32 << 40;
@@ -41,7 +45,7 @@ const CMDLINE_MAX: usize = 2047;
 ///
 /// # Errors
 /// Names the option that cannot be met.
-pub fn plan(config: &VmConfig, host: &Host, mmu: Mmu) -> Result<Plan> {
+pub fn plan(config: &VmConfig, host: &Host, mmu: Mmu, irqchip: Irqchip) -> Result<Plan> {
     check(config, host)?;
     plan::transport(config, Transport::Pci, &[Transport::Pci])?;
     let mut slots = PciSlots::default();
@@ -50,9 +54,12 @@ pub fn plan(config: &VmConfig, host: &Host, mmu: Mmu) -> Result<Plan> {
         arch: super::NAME,
         cpus: config.cpus,
         memory: vec![Range::new(0, config.memory)],
-        irqchip: xics::NAME,
+        irqchip: irqchip.name(),
         mmu: Some(mmu.name()),
-        regions: Vec::new(),
+        regions: match irqchip {
+            Irqchip::Xive => Xive::regions(host).into(),
+            Irqchip::Xics => Vec::new(),
+        },
         // Messages go by the numbers of their sources, and this table by none;
         // what it counts only has to be apart.
         first_free_gsi: 0,
@@ -60,7 +67,7 @@ pub fn plan(config: &VmConfig, host: &Host, mmu: Mmu) -> Result<Plan> {
             ecam: None,
             mmio32: PCI_MMIO32,
             mmio64: PCI_MMIO64,
-            intx: xics::INTX,
+            intx: sources::INTX,
             msi: true,
         }),
         devices,
@@ -79,17 +86,6 @@ fn check(config: &VmConfig, host: &Host) -> Result<()> {
             format!(
                 "{} is not between 1 and {}, which this host's KVM allows",
                 config.cpus, host.max_vcpus
-            ),
-        ));
-    }
-    if let Some(irqchip) = config.irqchip.as_deref()
-        && ![xics::NAME, "auto"].contains(&irqchip)
-    {
-        return Err(Error::config(
-            "--irqchip",
-            format!(
-                "{irqchip} is not known here: ppc64le machines have {}, and so has auto",
-                xics::NAME
             ),
         ));
     }

@@ -16,7 +16,7 @@ use crossvisor_vmm::vm::Vm;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::fdt::{BUID, bar_address};
-use super::{Ppc64Machine, host, load, rtas, xics};
+use super::{Ppc64Machine, host, load, rtas, sources};
 
 fn config() -> VmConfig {
     VmConfig {
@@ -201,7 +201,7 @@ fn devices_are_found_and_get_messages_by_rtas() {
     assert_eq!(results(3), [0, u32::MAX]);
     // One queue, and configuration changes.
     assert_eq!(results(4), [0, 2, 1, 2]);
-    assert_eq!(results(5), [0, xics::msi(1, 1).unwrap(), 1]);
+    assert_eq!(results(5), [0, sources::msi(1, 1).unwrap(), 1]);
     assert_eq!(results(6)[0], parameter);
     assert_eq!(results(7)[0], parameter);
     assert_eq!(results(8), [0, 0, 1]);
@@ -245,21 +245,21 @@ fn a_message_is_an_irqfd_of_its_source() {
         // The guest unmasks the second vector, and gives the first a source
         // that is not its own.
         Step::Store(bar + 0x2_001c, vec![0; 4]),
-        Step::Store(bar + 0x2_0008, xics::EPOW.to_le_bytes().to_vec()),
+        Step::Store(bar + 0x2_0008, sources::EPOW.to_le_bytes().to_vec()),
         Step::Store(bar + 0x2_000c, vec![0; 4]),
         calls.call("power-off", &[0, 0], 1),
     ];
     let (requests, events) = Requests::new();
     let (built, vm, _) = assemble(&config(), vec![script], &calls, &Power::new(&requests));
     assert_eq!(built.run(&events).unwrap(), End::PowerOff);
-    let first = xics::msi(1, 0).unwrap();
+    let first = sources::msi(1, 0).unwrap();
     let record = vm.record();
     assert_eq!(record.reads[0], 0u32.to_le_bytes());
     assert_eq!(record.reads[1], 0x400u32.to_le_bytes());
     assert_eq!(record.reads[2], (first + 1).to_le_bytes());
     assert!(record.attached.contains(&(first + 1)));
     assert!(!record.attached.contains(&first));
-    let epow = record.attached.iter().filter(|gsi| **gsi == xics::EPOW);
+    let epow = record.attached.iter().filter(|gsi| **gsi == sources::EPOW);
     assert_eq!(epow.count(), 1);
     assert!(record.routes.is_empty());
 }

@@ -4,6 +4,8 @@
 use crossvisor_vmm::arch::Host;
 use crossvisor_vmm::error::{Error, Result};
 
+use super::choice::choose;
+
 /// A kind of translation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mmu {
@@ -39,41 +41,44 @@ impl Mmu {
     /// # Errors
     /// The name is unknown or the host does not offer it; says what it offers.
     pub fn choose(name: Option<&str>, host: &Host) -> Result<Self> {
-        let offered: Vec<Mmu> = Mmu::ALL
-            .into_iter()
-            .filter(|mmu| mmu.is_offered(host))
-            .collect();
-        let Some(best) = offered.first() else {
-            return Err(Error::Capability {
-                capability: "KVM_CAP_PPC_MMU_RADIX or KVM_CAP_PPC_MMU_HASH_V3".into(),
-                advice: "a POWER9 or later processor and the module kvm-hv have one".into(),
-            });
-        };
-        let Some(name) = name.filter(|name| *name != "auto") else {
-            return Ok(*best);
-        };
-        let names = offered.iter().map(|mmu| mmu.name());
-        let names = names.collect::<Vec<_>>().join(", ");
-        match Mmu::ALL.into_iter().find(|mmu| mmu.name() == name) {
-            Some(mmu) if offered.contains(&mmu) => Ok(mmu),
-            Some(_) => Err(Error::config(
-                "--mmu",
-                format!("this host does not offer {name}; it offers {names} and auto"),
-            )),
-            None => Err(Error::config(
-                "--mmu",
-                format!("there is no {name}; this host offers {names} and auto"),
-            )),
+        let known = Mmu::ALL.map(|mmu| (mmu.name(), mmu, mmu.is_offered(host)));
+        choose("--mmu", name, &known)?.ok_or_else(|| Error::Capability {
+            capability: "KVM_CAP_PPC_MMU_RADIX or KVM_CAP_PPC_MMU_HASH_V3".into(),
+            advice: "a POWER9 or later processor and the module kvm-hv have one".into(),
+        })
+    }
+}
+
+/// The hashed page table that KVM keeps for a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HashTable {
+    /// The logarithm of its size in bytes.
+    pub order: u32,
+    /// How much memory from address 0, in bytes, the guest reaches without
+    /// translation: KVM has an entry for each page of it, at most one for each
+    /// 128 bytes of the table (`kvmppc_map_vrma`).
+    pub real_mode: u64,
+}
+
+impl HashTable {
+    /// The table for a guest with `memory` bytes, behind which are pages of
+    /// `backing_page` bytes at least: a 128th of the memory, as Linux's own table
+    /// on a bare machine, and more where less than 128 MiB would be reached
+    /// without translation; within the bounds that KVM_PPC_ALLOCATE_HTAB takes.
+    pub fn new(memory: u64, backing_page: u64) -> Self {
+        let order = |size: u64| size.max(1).next_power_of_two().ilog2();
+        let reached = memory.min(REAL_MODE_LEAST) / backing_page.max(1);
+        let order = order(memory / 128).max(order(reached) + 7).clamp(18, 46);
+        let real_mode = backing_page.saturating_mul(1 << (order - 7));
+        Self {
+            order,
+            real_mode: real_mode.min(memory),
         }
     }
 }
 
-/// The logarithm of the hashed page table's size in bytes for a guest with
-/// `memory` bytes: a 128th of it, as Linux's own table on a bare machine, within
-/// the bounds that KVM_PPC_ALLOCATE_HTAB takes.
-pub fn hpt_order(memory: u64) -> u32 {
-    (memory / 128).next_power_of_two().ilog2().clamp(18, 46)
-}
+/// What a kernel needs to begin with.
+const REAL_MODE_LEAST: u64 = 128 << 20;
 
 #[cfg(test)]
 mod tests {
@@ -115,10 +120,27 @@ mod tests {
 
     #[test]
     fn tables_grow_with_memory() {
-        assert_eq!(hpt_order(64 << 20), 19);
-        assert_eq!(hpt_order(1 << 30), 23);
-        assert_eq!(hpt_order((1 << 30) + 128), 24);
-        assert_eq!(hpt_order(1), 18);
-        assert_eq!(hpt_order(u64::MAX), 46);
+        let order = |memory| HashTable::new(memory, 65536).order;
+        assert_eq!(order(64 << 20), 19);
+        assert_eq!(order(1 << 30), 23);
+        assert_eq!(order((1 << 30) + 128), 24);
+        assert_eq!(order(1), 18);
+        assert_eq!(order(u64::MAX), 46);
+    }
+
+    #[test]
+    fn a_kernel_begins_in_what_needs_no_translation() {
+        let real_mode = |memory, page| HashTable::new(memory, page).real_mode;
+        for page in [4096, 65536, 2 << 20] {
+            for memory in [64 << 20, 128 << 20, 512 << 20, 8 << 30, 1 << 40] {
+                let reached = real_mode(memory, page);
+                assert!(reached >= memory.min(128 << 20) && reached <= memory);
+            }
+        }
+        // An entry of 4 KiB for each 128 bytes.
+        assert_eq!(HashTable::new(96 << 20, 4096).order, 22);
+        assert_eq!(real_mode(512 << 20, 4096), 128 << 20);
+        assert_eq!(real_mode(1 << 30, 4096), 256 << 20);
+        assert_eq!(real_mode(1 << 30, 65536), 1 << 30);
     }
 }

@@ -1,18 +1,21 @@
 //! The ppc64le machine: a PAPR partition ("pseries") with KVM-HV. RAM from 0,
-//! an XICS, hypercalls and RTAS, a device tree, and virtio on PCI.
+//! a XIVE or an XICS, hypercalls and RTAS, a device tree, and virtio on PCI.
 //!
 //! The machine is the same for big-endian guests; its name is the hosts'.
 
+mod choice;
 mod fdt;
 mod hcall;
 mod host;
+mod irqchip;
 mod layout;
 mod load;
 pub mod mmu;
 mod names;
 mod payload;
 mod rtas;
-pub mod xics;
+pub mod sources;
+mod xive;
 
 cfg_if::cfg_if! {
     if #[cfg(target_arch = "powerpc64")] {
@@ -47,8 +50,8 @@ use crossvisor_devices::chardev::ConsoleInput;
 use crossvisor_devices::hvterm::Hvterm;
 use crossvisor_devices::irq::MsiMessage;
 use crossvisor_vmm::arch::{
-    Architecture, Description, ExitHandler, Host, KvmArchitecture, KvmMachine, Machine,
-    RegisterState, SelfTest,
+    Architecture, ControllerPages, Description, ExitHandler, Host, KvmArchitecture, KvmMachine,
+    Machine, RegisterState, SelfTest,
 };
 use crossvisor_vmm::config::{BootImages, Console, VmConfig};
 use crossvisor_vmm::error::{Error, Result};
@@ -59,9 +62,12 @@ use vm_memory::GuestMemoryMmap;
 
 use self::fdt::{Contents, Loading};
 use self::hcall::Hypercalls;
+use self::irqchip::Irqchip;
 use self::mmu::Mmu;
 use self::rtas::Rtas;
 use self::rtas::events::Events;
+use self::xive::Xive;
+use self::xive::calls::{Lines, XiveCalls};
 
 /// The architecture's canonical name.
 const NAME: &str = "ppc64le";
@@ -101,7 +107,9 @@ impl Architecture for Ppc64 {
 pub struct Ppc64Machine {
     plan: Plan,
     mmu: Mmu,
+    irqchip: Irqchip,
     console: Console,
+    backing_page: u64,
     host: Host,
 }
 
@@ -113,10 +121,13 @@ impl Ppc64Machine {
     pub fn new(config: &VmConfig, host: &Host) -> Result<Self> {
         host::require(host)?;
         let mmu = Mmu::choose(config.mmu.as_deref(), host)?;
+        let irqchip = Irqchip::of(config, host)?;
         Ok(Self {
-            plan: layout::plan(config, host, mmu)?,
+            plan: layout::plan(config, host, mmu, irqchip)?,
             mmu,
+            irqchip,
             console: config.console,
+            backing_page: host::backing_page(config, host),
             host: host.clone(),
         })
     }
@@ -126,10 +137,20 @@ impl Ppc64Machine {
         self.mmu
     }
 
+    /// The machine's XIVE, if it has one.
+    fn xive(&self) -> Option<Xive> {
+        match self.irqchip {
+            Irqchip::Xive => Some(Xive::new(&self.plan, &self.host)),
+            Irqchip::Xics => None,
+        }
+    }
+
     fn contents(&self) -> Contents<'_> {
         Contents {
             plan: &self.plan,
             mmu: self.mmu,
+            backing_page: self.backing_page,
+            xive: self.xive(),
             console: self.console,
             host: &self.host,
         }
@@ -155,7 +176,7 @@ impl Machine for Ppc64Machine {
     fn attach(&self, wiring: &mut Wiring) -> Result<Box<dyn ExitHandler>> {
         let terminal = match self.console {
             Console::Native => {
-                let line = wiring.edge_line(xics::VTY)?;
+                let line = wiring.edge_line(sources::VTY)?;
                 let terminal = Hvterm::new(line, wiring.console_output())
                     .map_err(|source| Error::io("the virtual terminal", source))?;
                 let terminal = Arc::new(terminal);
@@ -164,7 +185,7 @@ impl Machine for Ppc64Machine {
             }
             Console::Virtio | Console::None => None,
         };
-        let events = Arc::new(Events::new(wiring.edge_line(xics::EPOW)?));
+        let events = Arc::new(Events::new(wiring.edge_line(sources::EPOW)?));
         wiring.set_power_button({
             let events = events.clone();
             move || {
@@ -180,7 +201,14 @@ impl Machine for Ppc64Machine {
             wiring.pci(),
             terminal.clone(),
         );
-        Ok(Box::new(Hypercalls::new(wiring.vm(), rtas, terminal)))
+        let xive = self.xive().map(|xive| {
+            let lines = Arc::new(Lines::new(wiring.vm()));
+            wiring.set_line_source(lines.clone());
+            let memory = self.plan.memory.clone();
+            XiveCalls::new(wiring.vm(), xive, memory, lines)
+        });
+        let calls = Hypercalls::new(wiring.vm(), rtas, terminal, xive);
+        Ok(Box::new(calls))
     }
 
     /// KVM has no routing table: a source's number is its GSI.
@@ -189,7 +217,11 @@ impl Machine for Ppc64Machine {
     }
 
     fn route_msi(&self, message: MsiMessage) -> Option<Route> {
-        xics::route_msi(message)
+        sources::route_msi(message)
+    }
+
+    fn controller_pages(&self) -> Vec<ControllerPages> {
+        self.xive().map_or_else(Vec::new, |xive| xive.pages())
     }
 
     fn irq_line(&self, gsi: u32) -> u32 {

@@ -7,7 +7,7 @@ use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::{Node, Property};
 
 use super::fdt::{self, Loading};
-use super::{Ppc64, Ppc64Machine, host, names, rtas, xics};
+use super::{Ppc64, Ppc64Machine, host, names, rtas, sources};
 
 fn machine(config: &VmConfig) -> Ppc64Machine {
     Ppc64Machine::new(config, &host::typical()).unwrap()
@@ -167,7 +167,7 @@ fn the_tree_tells_of_a_partition() {
     let chosen = child(&root, "chosen");
     let vec5 = bytes(&chosen, "ibm,architecture-vec-5");
     assert_eq!(usize::from(vec5[0]), vec5.len() - 2);
-    assert_eq!((vec5[23], vec5[24], vec5[26]), (0, 0x40, 0x40));
+    assert_eq!((vec5[24], vec5[26]), (0x40, 0x40));
     assert_eq!(text(&chosen, "bootargs"), "console=hvc0 panic=-1");
     assert_eq!(text(&chosen, "stdout-path"), "/vdevice/vty@71000000");
 
@@ -175,7 +175,7 @@ fn the_tree_tells_of_a_partition() {
     assert!(!has(&rtas, "display-character"), "there is no panel");
     for name in [
         "ibm,query-interrupt-source-number",
-        "ibm,set-xive",
+        "ibm,change-msi",
         "start-cpu",
     ] {
         assert_eq!(cells(&rtas, name).len(), 1);
@@ -188,7 +188,7 @@ fn the_tree_tells_of_a_partition() {
     assert_eq!(cells(&nvram, "#bytes"), [rtas::nvram::SIZE]);
 
     let epow = child(&child(&root, "event-sources"), "epow-events");
-    assert_eq!(cells(&epow, "interrupts"), [xics::EPOW, 0]);
+    assert_eq!(cells(&epow, "interrupts"), [sources::EPOW, 0]);
 }
 
 #[test]
@@ -207,9 +207,89 @@ fn a_hashed_page_table_is_told_instead_of_radix_trees() {
     assert_eq!((vec5[24], vec5[26]), (0, 0));
     let cpu = child(&child(&root, "cpus"), "PowerPC");
     assert_eq!(cells(&cpu, "ibm,pft-size"), [0, 23]);
-    assert_eq!(cells(&cpu, "ibm,segment-page-sizes").len(), 21);
+    // Pages of 4 KiB, by themselves and in 64 KiB, and of 64 KiB.
+    let sizes = [12, 0, 2, 12, 0, 16, 7, 16, 0x110, 1, 16, 1];
+    assert_eq!(cells(&cpu, "ibm,segment-page-sizes"), sizes);
     assert_eq!(bytes(&cpu, "ibm,pa-features")[2 + 40], 0, "no radix");
     assert!(!has(&cpu, "ibm,processor-radix-AP-encoding"));
+}
+
+#[test]
+fn hashed_pages_are_no_larger_than_those_behind() {
+    let sizes = |page_size, hugepages| {
+        let host = Host {
+            page_size,
+            ..host::typical()
+        };
+        let config = VmConfig {
+            mmu: Some("hpt".into()),
+            memory: 512 << 20,
+            hugepages,
+            ..VmConfig::default()
+        };
+        let machine = Ppc64Machine::new(&config, &host).unwrap();
+        let blob = tree(&machine);
+        let fdt = Fdt::new(&blob).unwrap();
+        let root = fdt.root();
+        let memory = root
+            .children()
+            .filter(|node| node.name().starts_with("memory"));
+        let ranges: Vec<_> = memory.map(|node| cells(&node, "reg")).collect();
+        let cpu = child(&child(&root, "cpus"), "PowerPC");
+        (cells(&cpu, "ibm,segment-page-sizes"), ranges)
+    };
+    // 512 MiB, of which 128 are reached without translation.
+    let halves = [[0, 0, 0, 128 << 20], [0, 128 << 20, 0, 384 << 20]].map(Vec::from);
+    let whole = [vec![0, 0, 0, 512 << 20]];
+    let expected = (vec![12, 0, 1, 12, 0], halves.into());
+    assert_eq!(sizes(4096, false), expected);
+    let both = (
+        vec![12, 0, 2, 12, 0, 16, 7, 16, 0x110, 1, 16, 1],
+        whole.into(),
+    );
+    assert_eq!(sizes(65536, false), both);
+    assert_eq!(sizes(4096, true), both);
+}
+
+#[test]
+fn a_xive_is_told_instead_of_an_xics() {
+    let config = VmConfig {
+        cpus: 3,
+        ..VmConfig::default()
+    };
+    let native = machine(&config);
+    assert_eq!(native.plan().irqchip, "xive");
+    native.plan().check(65536).unwrap();
+    let blob = tree(&native);
+    let fdt = Fdt::new(&blob).unwrap();
+    let root = fdt.root();
+    let vec5 = bytes(&child(&root, "chosen"), "ibm,architecture-vec-5");
+    assert_eq!(vec5[23], 0x40);
+    assert_eq!(cells(&root, "ibm,plat-res-int-priorities"), [7, 0xf8]);
+    let controller = child(&root, "interrupt-controller@280000030000");
+    assert_eq!(text(&controller, "compatible"), "ibm,power-ivpe");
+    // The page for programs, and then the one for the system.
+    let pages = [0x2800, 0x3_0000, 0, 0x1_0000, 0x2800, 0x2_0000, 0, 0x1_0000];
+    assert_eq!(cells(&controller, "reg"), pages);
+    assert_eq!(cells(&controller, "ibm,xive-eq-sizes"), [16]);
+    assert_eq!(cells(&controller, "ibm,xive-lisn-ranges"), [0, 3]);
+    let rtas = child(&root, "rtas");
+    assert!(!has(&rtas, "ibm,set-xive") && has(&rtas, "start-cpu"));
+
+    let legacy = machine(&VmConfig {
+        irqchip: Some("xics".into()),
+        ..config
+    });
+    assert_eq!(legacy.plan().irqchip, "xics");
+    assert!(legacy.plan().regions.is_empty() && legacy.controller_pages().is_empty());
+    let blob = tree(&legacy);
+    let fdt = Fdt::new(&blob).unwrap();
+    let root = fdt.root();
+    assert!(!has(&root, "ibm,plat-res-int-priorities"));
+    let controller = child(&root, "interrupt-controller@0");
+    assert_eq!(text(&controller, "compatible"), "IBM,ppc-xicp");
+    assert_eq!(cells(&controller, "ibm,interrupt-server-ranges"), [0, 3]);
+    assert!(has(&child(&root, "rtas"), "ibm,set-xive"));
 }
 
 #[test]
@@ -246,16 +326,16 @@ fn devices_are_children_of_the_host_bridge() {
     );
     let map = cells(&phb, "interrupt-map");
     assert_eq!(map.len(), 16 * 7);
-    assert_eq!(map[..7], [0, 0, 0, 1, 1, xics::INTX[0], 1]);
+    assert_eq!(map[..7], [0, 0, 0, 1, 1, sources::INTX[0], 1]);
     // Device 1, INTA#.
-    assert_eq!(map[28..35], [1 << 11, 0, 0, 1, 1, xics::INTX[1], 1]);
+    assert_eq!(map[28..35], [1 << 11, 0, 0, 1, 1, sources::INTX[1], 1]);
     let names: Vec<&str> = phb.children().map(|child| child.name()).collect();
     assert_eq!(names, ["scsi@1", "scsi@2", "entropy-source@3"]);
     for (slot, child) in (1..).zip(phb.children()) {
         assert_eq!(cells(&child, "reg")[0], slot << 11);
         assert_eq!(cells(&child, "ibm,req#msi-x"), [32]);
     }
-    let sources = xics::sources(machine.plan());
+    let sources = sources::sources(machine.plan());
     assert_eq!(sources.len(), 6 + 3 * 32);
 }
 

@@ -9,7 +9,7 @@ use crossvisor_devices::pci::msix::{CAPABILITY_ID, CONTROL, ENTRY_SIZE};
 use crossvisor_devices::pci::{Bdf, PciRoot};
 
 use super::super::fdt::BUID;
-use super::super::xics;
+use super::super::sources;
 use super::{
     CHANGE_MSI, HARDWARE_ERROR, IBM_READ_PCI_CONFIG, IBM_WRITE_PCI_CONFIG, PARAMETER_ERROR,
     QUERY_INTERRUPT_SOURCE, READ_PCI_CONFIG, Results, WRITE_PCI_CONFIG,
@@ -127,14 +127,14 @@ impl PciCalls {
         let given = match (function, count) {
             (CHANGE_ANY | CHANGE_MSI_ONLY | CHANGE_MSIX, 0) => 0,
             (CHANGE_MSIX, count) => {
-                let most = table.entries.min(xics::MSIS_PER_SLOT);
+                let most = table.entries.min(sources::MSIS_PER_SLOT);
                 u16::try_from(count).map_or(most, |count| count.min(most))
             }
             // No device here has MSI of the older kind.
             _ => return Err(PARAMETER_ERROR),
         };
         for index in 0..given {
-            if let Some(message) = xics::message(bdf, index) {
+            if let Some(message) = sources::message(bdf, index) {
                 let at = table.offset + u64::from(index) * ENTRY_SIZE;
                 let set = |at, word: u32| {
                     self.root.bar_write(bdf, table.bar, at, &word.to_le_bytes());
@@ -157,7 +157,7 @@ impl PciCalls {
     fn query_source(&self, bdf: Bdf, index: u32) -> Results {
         let given = self.messages().get(&bdf).copied().unwrap_or(0);
         let index = u16::try_from(index).ok().filter(|index| *index < given);
-        let source = index.and_then(|index| xics::msi(bdf.device, index));
+        let source = index.and_then(|index| sources::msi(bdf.device, index));
         Ok(vec![source.ok_or(PARAMETER_ERROR)?, EDGE])
     }
 

@@ -1,16 +1,15 @@
-//! The interrupt sources of the XICS (Linux on Power Architecture Reference,
-//! chapter 6, "Interrupt Controller"): a source's number is its GSI, for KVM has
-//! no routing table here (arch/powerpc/kvm/book3s_xics.c, kvm_irq_map_gsi).
+//! The interrupt sources of devices (Linux on Power Architecture Reference,
+//! chapter 6, "Interrupt Controller"), the same under an XICS and a XIVE: a
+//! source's number is its GSI, for KVM has no routing table here
+//! (arch/powerpc/kvm/book3s_xics.c, kvm_irq_map_gsi).
 //!
-//! Linux keeps numbers below 16 to itself.
+//! Linux keeps numbers below 16 to itself; of a XIVE those below the number of
+//! vCPUs interrupt one vCPU from another.
 
 use crossvisor_devices::irq::MsiMessage;
 use crossvisor_devices::pci::Bdf;
 use crossvisor_vmm::hv::Route;
 use crossvisor_vmm::plan::{Plan, Slot};
-
-/// The name of the interrupt controller for `--irqchip`.
-pub const NAME: &str = "xics";
 
 /// Environmental and power warnings.
 pub const EPOW: u32 = 0x1000;
@@ -58,7 +57,10 @@ pub fn msi(slot: u8, index: u16) -> Option<u32> {
     (index < MSIS_PER_SLOT).then(|| first_msi(slot) + u32::from(index))
 }
 
-/// Every source of the machine.
+/// The number after the last that a source of any machine has.
+pub const END: u32 = FIRST_MSI + 32 * MSIS_PER_SLOT as u32;
+
+/// Every source of the machine's devices.
 pub fn sources(plan: &Plan) -> Vec<(u32, Trigger)> {
     let mut sources = vec![(EPOW, Trigger::Edge), (VTY, Trigger::Edge)];
     sources.extend(INTX.map(|source| (source, Trigger::Level)));
@@ -137,5 +139,6 @@ mod tests {
         all.sort_unstable();
         all.dedup();
         assert_eq!(all.len(), count);
+        assert!(all.iter().all(|source| *source < END));
     }
 }
