@@ -30,6 +30,8 @@ pub struct Qemu {
     pub program: &'static str,
     /// Debian's package of it.
     pub package: &'static str,
+    /// The bus for what the lab adds, where the machine has no room on its first.
+    pub bus: Option<&'static str>,
     /// Arguments for the machine and its processor.
     pub options: &'static [&'static str],
     /// Whether its clocks can go by the instructions executed

@@ -51,8 +51,33 @@ const fn pseries(cpu: &'static str) -> [&'static str; 8] {
     ]
 }
 
-const fn power(options: &'static [&'static str; 8]) -> Kind {
+/// A server by itself, which firmware of OPAL's boots; a management controller
+/// is there to power it off. Each of its PCI ports has room for one device: a
+/// bridge to slots for all is what it has.
+const POWERNV: [&str; 18] = [
+    "-machine",
+    "powernv9",
+    "-cpu",
+    "POWER9",
+    "-serial",
+    "null",
+    "-smp",
+    "4",
+    "-device",
+    "ipmi-bmc-sim,id=management",
+    "-device",
+    "isa-ipmi-bt,bmc=management,irq=10",
+    "-device",
+    "pnv-phb,id=bridge,chip-id=0,index=0",
+    "-device",
+    "pnv-phb-root-port,id=root,bus=bridge",
+    "-device",
+    "pcie-pci-bridge,id=slots,bus=root",
+];
+
+const fn power(options: &'static [&'static str], bus: Option<&'static str>) -> Kind {
     Kind::Qemu(Qemu {
+        bus,
         program: "qemu-system-ppc64",
         package: "qemu-system-ppc",
         options,
@@ -60,13 +85,14 @@ const fn power(options: &'static [&'static str; 8]) -> Kind {
     })
 }
 
-const POWER9: Kind = power(&const { pseries("POWER9") });
-const POWER10: Kind = power(&const { pseries("POWER10") });
+const POWER9: Kind = power(&const { pseries("POWER9") }, None);
+const POWER10: Kind = power(&const { pseries("POWER10") }, None);
 
 /// A processor with all that QEMU has, and a GICv3 with ITS.
 const GICV3: Kind = Kind::Qemu(Qemu {
     program: "qemu-system-aarch64",
     package: "qemu-system-arm",
+    bus: None,
     options: &[
         "-machine",
         "virt,virtualization=on,gic-version=3",
@@ -79,10 +105,10 @@ const GICV3: Kind = Kind::Qemu(Qemu {
 /// The kernel does not start without a terminal of the firmware's, which then is
 /// its hvc0: the console is the next one. Its watchdogs have nothing to tell on
 /// an emulated machine but that it is slow.
-const PSERIES_CMDLINE: &str = "console=hvc1 nowatchdog nosoftlockup";
+const POWER_CMDLINE: &str = "console=hvc1 nowatchdog nosoftlockup";
 
 /// Every machine.
-pub const MACHINES: [Machine; 10] = [
+pub const MACHINES: [Machine; 11] = [
     Machine {
         name: "x86_64",
         about: "an AMD EPYC server with nested paging",
@@ -90,6 +116,7 @@ pub const MACHINES: [Machine; 10] = [
         emulator: Kind::Qemu(Qemu {
             program: "qemu-system-x86_64",
             package: "qemu-system-x86",
+            bus: None,
             options: &[
                 "-machine",
                 "q35",
@@ -124,6 +151,7 @@ pub const MACHINES: [Machine; 10] = [
         emulator: Kind::Qemu(Qemu {
             program: "qemu-system-aarch64",
             package: "qemu-system-arm",
+            bus: None,
             options: &[
                 "-machine",
                 "virt,virtualization=on,gic-version=2",
@@ -157,7 +185,7 @@ pub const MACHINES: [Machine; 10] = [
         kernel: "linux-image-powerpc64le",
         guest_kernel: "linux-image-powerpc64le",
         modules: &["kvm-hv"],
-        cmdline: PSERIES_CMDLINE,
+        cmdline: POWER_CMDLINE,
         settled: true,
     },
     Machine {
@@ -168,7 +196,7 @@ pub const MACHINES: [Machine; 10] = [
         kernel: "linux-image-powerpc64le",
         guest_kernel: "linux-image-powerpc64le-64k",
         modules: &["kvm-hv"],
-        cmdline: PSERIES_CMDLINE,
+        cmdline: POWER_CMDLINE,
         settled: true,
     },
     Machine {
@@ -179,8 +207,22 @@ pub const MACHINES: [Machine; 10] = [
         kernel: "linux-image-powerpc64le-64k",
         guest_kernel: "linux-image-powerpc64le",
         modules: &["kvm-hv"],
-        cmdline: PSERIES_CMDLINE,
+        cmdline: POWER_CMDLINE,
         settled: true,
+    },
+    Machine {
+        name: "ppc64le-powernv",
+        about: "a POWER9 server, with KVM-HV on the bare machine",
+        arch: "ppc64le",
+        emulator: power(&POWERNV, Some("slots")),
+        // KVM keeps a XIVE's queues in pages of 64 KiB. Guests have the same
+        // kernel: QEMU takes no initramfs of more than 128 MiB here, and with
+        // two kernels in it this one would be larger.
+        kernel: "linux-image-powerpc64le-64k",
+        guest_kernel: "linux-image-powerpc64le-64k",
+        modules: &["kvm-hv"],
+        cmdline: POWER_CMDLINE,
+        settled: false,
     },
     Machine {
         name: "riscv64",
@@ -189,6 +231,7 @@ pub const MACHINES: [Machine; 10] = [
         emulator: Kind::Qemu(Qemu {
             program: "qemu-system-riscv64",
             package: "qemu-system-riscv",
+            bus: None,
             options: &[
                 "-machine",
                 "virt,aia=aplic-imsic,aia-guests=4",
@@ -210,6 +253,7 @@ pub const MACHINES: [Machine; 10] = [
         emulator: Kind::Qemu(Qemu {
             program: "qemu-system-riscv64",
             package: "qemu-system-riscv",
+            bus: None,
             options: &["-machine", "virt", "-cpu", "rv64,h=true"],
             counts: true,
         }),

@@ -63,7 +63,13 @@ pub fn command(start: &Start<'_>, machine: &Qemu) -> Command {
         "console=hvc0 quiet panic=-1 {UNNEEDED} {}",
         start.parts.machine.cmdline
     ));
-    qemu.args(["-device", "virtio-serial-pci"]);
+    // Slots begin with 1, where QEMU is to be told.
+    let slot = |number: usize| match machine.bus {
+        Some(bus) => format!(",bus={bus},addr={number:#x}"),
+        None => String::new(),
+    };
+    qemu.arg("-device")
+        .arg(format!("virtio-serial-pci{}", slot(1)));
     qemu.arg("-chardev")
         .arg(with_id(&console(&start.stdio), "console"));
     qemu.args(["-device", "virtconsole,chardev=console"]);
@@ -86,7 +92,7 @@ pub fn command(start: &Start<'_>, machine: &Qemu) -> Command {
             escape(&disk.path)
         ));
         qemu.arg("-device")
-            .arg(format!("virtio-blk-pci,drive=disk{n}"));
+            .arg(format!("virtio-blk-pci,drive=disk{n}{}", slot(n + 2)));
     }
     qemu
 }

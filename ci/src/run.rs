@@ -327,6 +327,7 @@ mod tests {
     const EMULATOR: Kind = Kind::Qemu(Qemu {
         program: "",
         package: "",
+        bus: None,
         options: &[],
         counts: false,
     });
