@@ -171,7 +171,7 @@ fn option_values(lab: &Lab) -> Result {
             refuses(lab, run(&["--transport", other]), &has)?;
         }
     }
-    let (mmu, why) = guests.other_mmu;
+    let (mmu, why) = lab.machine().other_mmu();
     refuses(lab, run(&["--mmu", mmu]), &["--mmu", mmu, why])?;
     refuses(
         lab,

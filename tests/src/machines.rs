@@ -32,8 +32,6 @@ pub struct Arch {
     pub own_devices: u64,
     /// The least memory that the stock kernel starts a shell in, in MiB.
     pub least_memory: u64,
-    /// A kind of MMU that `--mmu` refuses, and what its message names.
-    pub other_mmu: (&'static str, &'static str),
 }
 
 /// Every architecture.
@@ -52,7 +50,6 @@ const ARCHITECTURES: &[Arch] = &[
         transports: &["pci", "mmio"],
         own_devices: 0,
         least_memory: 88,
-        other_mmu: ("radix", "one kind"),
     },
     Arch {
         name: "aarch64",
@@ -66,7 +63,6 @@ const ARCHITECTURES: &[Arch] = &[
         transports: &["pci", "mmio"],
         own_devices: 0,
         least_memory: 64,
-        other_mmu: ("radix", "one kind"),
     },
     Arch {
         name: "ppc64le",
@@ -83,8 +79,6 @@ const ARCHITECTURES: &[Arch] = &[
         // Linux counts memory by 16 MiB here; with 80 it stops before it has a
         // console.
         least_memory: 96,
-        // Nested KVM on POWER has radix trees only.
-        other_mmu: ("hpt", "radix"),
     },
     Arch {
         name: "riscv64",
@@ -111,7 +105,6 @@ const ARCHITECTURES: &[Arch] = &[
         own_devices: 1,
         // A table of memory sections takes 32 MiB of it (sparse_init).
         least_memory: 88,
-        other_mmu: ("radix", "one kind"),
     },
     Arch {
         name: "s390x",
@@ -128,7 +121,6 @@ const ARCHITECTURES: &[Arch] = &[
         transports: &["ccw"],
         own_devices: 0,
         least_memory: 64,
-        other_mmu: ("radix", "one kind"),
     },
 ];
 
@@ -154,6 +146,9 @@ pub enum Difference {
     Interrupts,
     /// The size of the host's or the guest's pages.
     Pages,
+    /// What the KVM underneath is: the machine's own, or nested. Which MMUs and
+    /// interrupt controllers guests can have follows from it.
+    Nesting,
 }
 
 /// What the tests expect of a lab machine besides what its architecture has.
@@ -171,6 +166,11 @@ struct Board {
     messages: bool,
     /// One that the machine rules out, and what the refusal names.
     other_irqchip: Option<(&'static str, &'static str)>,
+    /// The kinds of MMU to try with `--mmu`, with what /proc/cpuinfo of a guest
+    /// calls each.
+    mmus: &'static [(&'static str, &'static str)],
+    /// A kind that `--mmu` refuses, and what the refusal names.
+    other_mmu: (&'static str, &'static str),
 }
 
 const GICV3: &[Irqchip] = &[
@@ -185,6 +185,7 @@ const POWER_FOUND: &[(&str, bool)] = &[
     ("KVM_CAP_IRQ_XICS", true),
     ("KVM_CAP_PPC_IRQ_XIVE", false),
 ];
+const XICS: Irqchip = irqchip("xics", "XICS", 2);
 const PLIC: Irqchip = irqchip("plic", "SiFive PLIC", 2);
 
 const fn board(
@@ -201,6 +202,16 @@ const fn board(
         irqchips,
         messages: true,
         other_irqchip,
+        mmus: &[],
+        other_mmu: ("radix", "one kind"),
+    }
+}
+
+/// A POWER partition, whose KVM is nested and has radix trees and an XICS.
+const fn partition(name: &'static str, differs: &'static [Difference]) -> Board {
+    Board {
+        other_mmu: ("hpt", "radix"),
+        ..board(name, differs, POWER_FOUND, &[XICS], Some(("xive", "xics")))
     }
 }
 
@@ -231,15 +242,26 @@ const BOARDS: &[Board] = &[
         ],
         Some(("gicv3", "gicv2m")),
     ),
-    board("ppc64le", &[], POWER_FOUND, &[], None),
-    board(
-        "ppc64le-power10",
-        &[Difference::Pages],
-        POWER_FOUND,
-        &[],
-        None,
-    ),
-    board("ppc64le-64k", &[Difference::Pages], POWER_FOUND, &[], None),
+    partition("ppc64le", &[]),
+    partition("ppc64le-power10", &[Difference::Pages]),
+    partition("ppc64le-64k", &[Difference::Pages]),
+    Board {
+        mmus: &[("hpt", "Hash")],
+        other_mmu: ("sv39", "radix, hpt"),
+        ..board(
+            "ppc64le-powernv",
+            &[Difference::Nesting],
+            &[
+                ("nested", false),
+                ("KVM_CAP_PPC_MMU_RADIX", true),
+                ("KVM_CAP_PPC_MMU_HASH_V3", true),
+                ("KVM_CAP_IRQ_XICS", true),
+                ("KVM_CAP_PPC_IRQ_XIVE", true),
+            ],
+            &[irqchip("xive", "XIVE", 4), XICS],
+            None,
+        )
+    },
     board(
         "riscv64",
         &[],
@@ -330,6 +352,20 @@ impl Machine<'_> {
     /// names.
     pub fn other_irqchip(&self) -> Option<(&'static str, &'static str)> {
         self.board().and_then(|board| board.other_irqchip)
+    }
+
+    /// What /proc/cpuinfo of a guest calls the kind of MMU `name`, if it is to be
+    /// tried here.
+    pub fn mmu(&self, name: &str) -> Option<&'static str> {
+        let mmus = self.board().map_or(&[][..], |board| board.mmus);
+        let mut found = mmus.iter().filter(|(mmu, _)| *mmu == name);
+        found.next().map(|(_, shown)| *shown)
+    }
+
+    /// A kind of MMU that `--mmu` refuses, and what its message names.
+    pub fn other_mmu(&self) -> (&'static str, &'static str) {
+        let board = self.board();
+        board.map_or(("sv39", "--mmu"), |board| board.other_mmu)
     }
 
     /// Capabilities that `doctor` finds here, or does not.

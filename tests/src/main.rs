@@ -20,6 +20,7 @@ mod machines;
 mod memory;
 mod net;
 mod pattern;
+mod pseries;
 mod pty;
 mod pvh;
 mod runner;
@@ -37,13 +38,14 @@ use crate::machines::Machine;
 use crate::runner::Test;
 
 /// Every theme, from what the others need to what needs all of them.
-const THEMES: [&[Test]; 13] = [
+const THEMES: [&[Test]; 14] = [
     doctor::TESTS,
     boot::TESTS,
     life::TESTS,
     console::TESTS,
     cpus::TESTS,
     vectors::TESTS,
+    pseries::TESTS,
     memory::TESTS,
     transports::TESTS,
     disk::TESTS,
@@ -150,5 +152,8 @@ mod tests {
         assert!(on("aarch64-gicv2").contains("irqchip-gicv2m"));
         assert!(!on("aarch64-gicv2").contains("memory-hugepages"));
         assert!(on("ppc64le").contains("memory-64m"));
+        assert!(!on("ppc64le").contains("mmu-hpt"));
+        assert!(on("ppc64le-powernv").contains("mmu-hpt"));
+        assert!(on("ppc64le-powernv").contains("irqchip-xive"));
     }
 }

@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use crate::check::{At, Result, contains, ensure, equal, fail, number, skip, within};
+use crate::check::{At, Result, contains, ensure, equal, fail, number, skip, value, within};
 use crate::lab::{Lab, Restore};
 use crate::machines::Difference;
 use crate::pvh;
@@ -21,7 +21,29 @@ pub const TESTS: &[Test] = &[
         .common(),
     test("memory-above-4g", 200, above_4g).about(Difference::Pages),
     test("memory-hugepages", 200, hugepages).about(Difference::Pages),
+    test("mmu-hpt", 200, |lab| translates(lab, "hpt"))
+        .on(|m| m.mmu("hpt").is_some())
+        .about(Difference::Nesting),
 ];
+
+/// A guest that translates as `mmu` says does, on two vCPUs, and uses memory.
+fn translates(lab: &Lab, mmu: &str) -> Result {
+    let Some(shown) = lab.machine().mmu(mmu) else {
+        return fail(format!("{mmu} is not to be tried here"));
+    };
+    let run = lab.run().args(&["--mmu", mmu, "--cpus", "2"]);
+    let script = "set -e
+                  echo mmu=$(awk '/^MMU/ { print $3; exit }' /proc/cpuinfo)
+                  echo cpus=$(nproc)
+                  head -c 8388608 /dev/zero > /tmp/used
+                  tool write /tmp/used 0 8388608 53
+                  tool check /tmp/used 0 8388608 53
+                  echo done";
+    let out = run.exec_with_tool(script).output()?.succeeds()?;
+    equal("MMU in /proc/cpuinfo", value(&out, "mmu")?, shown)?;
+    equal("vCPUs", number(&out, "cpus")?, 2)?;
+    contains("the last word", &out, "done")
+}
 
 const FOUR_GIB: u64 = 4 << 30;
 

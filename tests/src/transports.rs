@@ -37,6 +37,15 @@ pub const TESTS: &[Test] = &[
     test("irqchip-plic", 150, |lab| controller(lab, "plic"))
         .on(|m| m.irqchip("plic").is_some())
         .about(Difference::Interrupts),
+    test("irqchip-xive", 150, |lab| controller(lab, "xive"))
+        .on(|m| m.irqchip("xive").is_some())
+        .about(Difference::Nesting),
+    test("irqchip-xive-wires", 150, xive_wires)
+        .on(|m| m.irqchip("xive").is_some())
+        .about(Difference::Nesting),
+    test("irqchip-xics", 150, |lab| controller(lab, "xics"))
+        .on(|m| m.irqchip("xics").is_some())
+        .about(Difference::Nesting),
 ];
 
 const MIB: usize = 1 << 20;
@@ -54,7 +63,7 @@ const SCRIPT: &str = "
     echo second=$(dd if=/dev/hwrng bs=32 count=1 2>/dev/null | xxd -p | tr -d '\\n')
     echo interrupts=$(awk '/virtio|Virtual I.O/ { for (i = 2; i < 6; i++) n += $i } END { print n }' /proc/interrupts)
     echo devices=$(ls /sys/bus/virtio/devices | wc -l)
-    grep -E 'virtio|Virtual I.O' /proc/interrupts";
+    grep -E 'virtio|Virtual I.O|XICS|XIVE' /proc/interrupts";
 
 /// Runs [`SCRIPT`] with `arguments`; what the guest said.
 fn guest(lab: &Lab, arguments: &[&str]) -> Result<String> {
@@ -154,6 +163,13 @@ fn controller(lab: &Lab, name: &str) -> Result {
     let cpus = irqchip.cpus.to_string();
     let out = guest(lab, &["--irqchip", name, "--cpus", &cpus])?;
     contains("/proc/interrupts", &out, irqchip.shown)
+}
+
+/// Wires lead to sources of a XIVE that the guest reaches by hypercall only.
+fn xive_wires(lab: &Lab) -> Result {
+    let out = guest(lab, &["--irqchip", "xive", "--cmdline", "pci=nomsi"])?;
+    contains("/proc/interrupts", &out, "XIVE")?;
+    no_messages(&out)
 }
 
 fn no_entropy(lab: &Lab) -> Result {

@@ -17,8 +17,9 @@ cfg_if::cfg_if! {
 }
 
 /// The tests of this theme.
-pub const TESTS: &[Test] =
-    &[test("vector-registers-kept", 150, kept).on(|m| m.arch() == "ppc64le")];
+pub const TESTS: &[Test] = &[test("vector-registers-kept", 150, kept)
+    .on(|m| m.arch() == "ppc64le")
+    .once()];
 
 /// Exits to user space in which to look.
 const RUNS: u32 = 20_000;
