@@ -6,6 +6,7 @@ mod disk;
 mod memory;
 mod net;
 
+pub use cpus::LEAST_TICKS;
 pub use net::serve;
 
 use crate::check::{At, Result, fail};
