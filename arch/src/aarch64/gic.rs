@@ -7,6 +7,7 @@ use crossvisor_vmm::error::{Error, Result};
 use crossvisor_vmm::hv::Route;
 
 use super::layout;
+use crate::shared::choice::{Kind, choose};
 
 /// An interrupt controller of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,36 +97,18 @@ impl Gic {
     /// # Errors
     /// The name is unknown or the host does not offer it; says what it offers.
     pub fn choose(name: Option<&str>, host: &Host) -> Result<Gic> {
-        let offered = || Gic::ALL.into_iter().filter(|gic| gic.is_offered(host));
-        let names = || offered().map(Gic::name).collect::<Vec<_>>().join(", ");
-        if names().is_empty() {
-            return Err(Error::Capability {
-                capability: "interrupt controller for guests (GICv2 or GICv3)".into(),
-                advice: "its own interrupt controller lacks the virtualization extensions, or \
-                         the firmware does not describe them"
-                    .into(),
-            });
-        }
-        let Some(name) = name.filter(|name| *name != "auto") else {
-            return offered()
-                .next()
-                .ok_or_else(|| Error::config("--irqchip", "this host offers none"));
-        };
-        let found = Gic::ALL.into_iter().find(|gic| gic.name() == name);
-        match found {
-            Some(gic) if gic.is_offered(host) => Ok(gic),
-            Some(_) => Err(Error::config(
-                "--irqchip",
-                format!(
-                    "this host does not offer {name}; it offers {} and auto",
-                    names()
-                ),
-            )),
-            None => Err(Error::config(
-                "--irqchip",
-                format!("there is no {name}; this host offers {} and auto", names()),
-            )),
-        }
+        let known = Gic::ALL.map(|gic| Kind {
+            name: gic.name(),
+            kind: gic,
+            offered: gic.is_offered(host),
+            lacking: "",
+        });
+        choose("--irqchip", name, &known)?.ok_or_else(|| Error::Capability {
+            capability: "interrupt controller for guests (GICv2 or GICv3)".into(),
+            advice: "its own interrupt controller lacks the virtualization extensions, or the \
+                     firmware does not describe them"
+                .into(),
+        })
     }
 
     /// How many interrupts the controller has, private ones included.

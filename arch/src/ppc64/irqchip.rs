@@ -5,8 +5,8 @@ use crossvisor_vmm::arch::Host;
 use crossvisor_vmm::config::VmConfig;
 use crossvisor_vmm::error::{Error, Result};
 
-use super::choice::choose;
 use super::host::backing_page;
+use crate::shared::choice::{Kind, choose};
 
 /// An interrupt controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +58,12 @@ impl Irqchip {
                 Irqchip::Xive => in_kernel && large_pages,
                 Irqchip::Xics => host.has("KVM_CAP_IRQ_XICS"),
             };
-            (irqchip.name(), irqchip, offered)
+            Kind {
+                name: irqchip.name(),
+                kind: irqchip,
+                offered,
+                lacking: "",
+            }
         });
         choose("--irqchip", config.irqchip.as_deref(), &known)?.ok_or_else(|| Error::Capability {
             capability: "KVM_CAP_IRQ_XICS".into(),

@@ -4,7 +4,7 @@
 use crossvisor_vmm::arch::Host;
 use crossvisor_vmm::error::{Error, Result};
 
-use super::choice::choose;
+use crate::shared::choice::{Kind, choose};
 
 /// A kind of translation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +41,12 @@ impl Mmu {
     /// # Errors
     /// The name is unknown or the host does not offer it; says what it offers.
     pub fn choose(name: Option<&str>, host: &Host) -> Result<Self> {
-        let known = Mmu::ALL.map(|mmu| (mmu.name(), mmu, mmu.is_offered(host)));
+        let known = Mmu::ALL.map(|mmu| Kind {
+            name: mmu.name(),
+            kind: mmu,
+            offered: mmu.is_offered(host),
+            lacking: "",
+        });
         choose("--mmu", name, &known)?.ok_or_else(|| Error::Capability {
             capability: "KVM_CAP_PPC_MMU_RADIX or KVM_CAP_PPC_MMU_HASH_V3".into(),
             advice: "a POWER9 or later processor and the module kvm-hv have one".into(),

@@ -3,7 +3,6 @@
 //!
 //! The machine is the same for big-endian guests; its name is the hosts'.
 
-mod choice;
 mod fdt;
 mod hcall;
 mod host;

@@ -8,10 +8,11 @@
 
 use crossvisor_devices::irq::MsiMessage;
 use crossvisor_vmm::arch::Host;
-use crossvisor_vmm::error::{Error, Result};
+use crossvisor_vmm::error::Result;
 use crossvisor_vmm::hv::Route;
 
 use super::{host, layout};
+use crate::shared::choice::{Kind, choose};
 
 /// An interrupt controller of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,33 +57,16 @@ impl Irqchip {
     /// # Errors
     /// The name is unknown or the host does not offer it; says what it offers.
     pub fn choose(name: Option<&str>, host: &Host) -> Result<Irqchip> {
-        let offered = || {
-            let all = Irqchip::ALL.into_iter();
-            all.filter(|irqchip| irqchip.is_offered(host))
-        };
-        let names = || offered().map(Irqchip::name).collect::<Vec<_>>().join(", ");
-        let name = match name {
-            None | Some("auto") => return Ok(offered().next().unwrap_or(Irqchip::Plic)),
-            Some(name) => name,
-        };
-        let found = Irqchip::ALL
-            .into_iter()
-            .find(|irqchip| irqchip.name() == name);
-        match found {
-            Some(irqchip) if irqchip.is_offered(host) => Ok(irqchip),
-            Some(_) => Err(Error::config(
-                "--irqchip",
-                format!(
-                    "this host does not offer {name} (its harts have no Ssaia); it offers {} and \
-                     auto",
-                    names()
-                ),
-            )),
-            None => Err(Error::config(
-                "--irqchip",
-                format!("there is no {name}; this host offers {} and auto", names()),
-            )),
-        }
+        let known = Irqchip::ALL.map(|irqchip| Kind {
+            name: irqchip.name(),
+            kind: irqchip,
+            offered: irqchip.is_offered(host),
+            lacking: match irqchip {
+                Irqchip::Aia => "its harts have no Ssaia",
+                Irqchip::Plic => "",
+            },
+        });
+        Ok(choose("--irqchip", name, &known)?.unwrap_or(Irqchip::Plic))
     }
 
     /// The routes of the wires: GSI n is source n of the APLIC. KVM has no

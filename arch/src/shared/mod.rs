@@ -1,5 +1,6 @@
 //! What several architectures have in common and none of them owns.
 
+pub mod choice;
 pub mod fdt;
 pub mod host;
 pub mod image;
