@@ -80,18 +80,11 @@ struct Target {
     eisn: u64,
 }
 
-/// Where events for a vCPU's priority are queued.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Queue {
-    address: u64,
-    shift: u64,
-}
-
 #[derive(Debug, Default)]
 struct State {
     targets: BTreeMap<u32, Target>,
-    /// By vCPU and priority.
-    queues: BTreeMap<(u64, u64), Queue>,
+    /// Where events are queued, by vCPU and priority.
+    queues: BTreeMap<(u64, u64), u64>,
 }
 
 /// Handles a machine's hypercalls about its XIVE.
@@ -234,15 +227,13 @@ impl XiveCalls {
             0 => None,
             _ if shift != u64::from(QUEUE_SHIFT) => return Err(H_P5),
             _ if flags & QUEUE_NOTIFY == 0 => return Err(H_PARAMETER),
-            _ => Some(Queue { address, shift }),
+            _ if !self.holds_queue(address) => return Err(H_P4),
+            _ => Some(address),
         };
-        if queue.is_some() && !self.holds_queue(address) {
-            return Err(H_P4);
-        }
         // struct kvm_ppc_xive_eq: flags, size, address, the generation and the
         // index that the queue begins with.
         let mut value = [0; 64];
-        if queue.is_some() {
+        if let Some(address) = queue {
             let notify = (QUEUE_NOTIFY as u32).to_ne_bytes();
             value[..4].copy_from_slice(&notify);
             value[4..8].copy_from_slice(&QUEUE_SHIFT.to_ne_bytes());
@@ -253,7 +244,7 @@ impl XiveCalls {
         let attribute = priority | cpu << TARGET_SHIFT;
         self.set(GROUP_QUEUE_CONFIG, attribute, &value)?;
         match queue {
-            Some(queue) => state.queues.insert(key, queue),
+            Some(address) => state.queues.insert(key, address),
             None => state.queues.remove(&key),
         };
         Ok(Vec::new())
@@ -275,7 +266,7 @@ impl XiveCalls {
         self.check_queue(cpu, priority)?;
         let queue = self.state().queues.get(&(cpu, priority)).copied();
         Ok(match queue {
-            Some(queue) => vec![QUEUE_NOTIFY, queue.address, queue.shift, 0],
+            Some(address) => vec![QUEUE_NOTIFY, address, QUEUE_SHIFT.into(), 0],
             None => vec![0; 4],
         })
     }
