@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use crate::check::{At, Result, ensure, equal, number, value};
+use crate::check::{At, Result, ensure, equal, number, value, within};
 use crate::inside::LEAST_TICKS;
 use crate::lab::Lab;
 use crate::machines::Difference;
@@ -42,9 +42,12 @@ fn look(out: &str, cpus: u64, online: &str) -> Result {
     equal("distinct cores", number(out, "cores")?, cpus)?;
     for cpu in 0..cpus {
         let ticks = number(out, &format!("cpu{cpu}"))?;
-        ensure(ticks >= LEAST_TICKS, || {
-            format!("CPU {cpu} was at work for {ticks} ticks (of 4 or 10 ms)")
-        })?;
+        within(
+            &format!("ticks (10 ms or 4 ms) of CPU {cpu}"),
+            ticks,
+            LEAST_TICKS,
+            1000,
+        )?;
     }
     Ok(())
 }
