@@ -124,6 +124,11 @@ const ARCHITECTURES: &[Arch] = &[
     },
 ];
 
+/// The names of all architectures.
+pub fn architectures() -> impl Iterator<Item = &'static str> {
+    ARCHITECTURES.iter().map(|arch| arch.name)
+}
+
 /// An interrupt controller that guests of a machine can have.
 #[derive(Debug)]
 pub struct Irqchip {
