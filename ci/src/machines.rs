@@ -24,7 +24,7 @@ pub struct Machine {
     pub kernel: &'static str,
     /// Debian's meta package of the kernel that guests run.
     pub guest_kernel: &'static str,
-    /// Kernel modules that it loads, dependencies aside; some with parameters.
+    /// Kernel modules that it loads, dependencies aside.
     pub modules: &'static [&'static str],
     /// Its kernel's command line, beyond the console.
     pub cmdline: &'static str,
@@ -129,7 +129,7 @@ pub const MACHINES: [Machine; 11] = [
         }),
         kernel: "linux-image-cloud-amd64",
         guest_kernel: "linux-image-cloud-amd64",
-        modules: &["kvm halt_poll_ns=0", "kvm-amd"],
+        modules: &["kvm-amd"],
         cmdline: "",
         settled: true,
     },
@@ -242,7 +242,7 @@ pub const MACHINES: [Machine; 11] = [
         }),
         kernel: "linux-image-riscv64",
         guest_kernel: "linux-image-riscv64",
-        modules: &["kvm halt_poll_ns=0"],
+        modules: &["kvm"],
         cmdline: "",
         settled: true,
     },
@@ -259,7 +259,7 @@ pub const MACHINES: [Machine; 11] = [
         }),
         kernel: "linux-image-riscv64",
         guest_kernel: "linux-image-riscv64",
-        modules: &["kvm halt_poll_ns=0"],
+        modules: &["kvm"],
         cmdline: "",
         settled: true,
     },
@@ -270,11 +270,11 @@ pub const MACHINES: [Machine; 11] = [
         emulator: Kind::Hercules,
         kernel: "linux-image-s390x",
         guest_kernel: "linux-image-s390x",
-        modules: &["kvm hpage=1", "tape_34xx", "dasd_fba_mod"],
+        modules: &["kvm", "tape_34xx", "dasd_fba_mod"],
         // The kernel's tests of its own ciphers, and the signatures of its
         // certificates, are a good part of a boot where each instruction is
         // interpreted.
-        cmdline: "cryptomgr.notests initcall_blacklist=jent_mod_init,crypto_kdf108_init,\
+        cmdline: "kvm.hpage=1 cryptomgr.notests initcall_blacklist=jent_mod_init,crypto_kdf108_init,\
                   load_system_certificate_list",
         settled: false,
     },

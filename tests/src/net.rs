@@ -161,8 +161,10 @@ fn made(lab: &Lab) -> Result {
     let mut run = lab
         .run()
         .args(&["--name", "alpha", "--net", "tap=cvtest1"])
+        .args(&["--cmdline", "virtio_net.napi_tx=0"])
         .exec(
             "set -e
+            echo napi_tx=$(cat /sys/module/virtio_net/parameters/napi_tx)
             ip addr add 10.9.2.2/24 dev eth0; ip link set eth0 up
             echo mac=$(cat /sys/class/net/eth0/address)
             ping -c 1 -W 60 10.9.2.1",
@@ -174,6 +176,7 @@ fn made(lab: &Lab) -> Result {
     let out = run.finish()?.succeeds()?;
     contains("the guest's ping", &out, "1 packets received")?;
     ensure(!device.exists(), || "cvtest1 outlives the VM".into())?;
+    equal("the module's parameter", value(&out, "napi_tx")?, "N")?;
     let mac = value(&out, "mac")?;
     let first = mac.split(':').next().unwrap_or_default();
     let first = u8::from_str_radix(first, 16).at(format!("MAC address `{mac}`"))?;

@@ -387,22 +387,14 @@ impl Builder {
     }
 
     /// Adds the modules that `names` need, with their dependencies, to be
-    /// loaded by `/init` in that order. A name may be followed by a space and
-    /// parameters of the module. Returns the names that were added.
+    /// loaded by `/init` in that order. Returns the names that were added.
     pub fn modules<S: AsRef<str>>(
         &mut self,
         tree: &ModuleTree,
         names: &[S],
     ) -> Result<Vec<String>, Error> {
-        let split = |name: &'_ S| match name.as_ref().split_once(' ') {
-            Some((name, parameters)) => (name.to_owned(), format!(" {parameters}")),
-            None => (name.as_ref().to_owned(), String::new()),
-        };
-        let (names, parameters): (Vec<String>, Vec<String>) = names.iter().map(split).unzip();
-        let modules = tree.resolve(&names)?;
-        let canonical = names.iter().map(|name| name.replace('-', "_"));
-        let parameters: BTreeMap<_, _> = canonical.zip(parameters).collect();
-        self.add_modules(tree.release(), modules, &parameters)
+        let modules = tree.resolve(names)?;
+        self.add_modules(tree.release(), modules)
     }
 
     /// Like [`modules`](Self::modules), leaving out those that the kernel does
@@ -413,23 +405,16 @@ impl Builder {
         names: &[S],
     ) -> Result<Vec<String>, Error> {
         let modules = tree.resolve_available(names)?;
-        self.add_modules(tree.release(), modules, &BTreeMap::new())
+        self.add_modules(tree.release(), modules)
     }
 
-    fn add_modules(
-        &mut self,
-        release: &str,
-        modules: Vec<Module>,
-        parameters: &BTreeMap<String, String>,
-    ) -> Result<Vec<String>, Error> {
+    fn add_modules(&mut self, release: &str, modules: Vec<Module>) -> Result<Vec<String>, Error> {
         let mut names = Vec::new();
         for module in modules {
             let path = format!("/lib/modules/{release}/{}", module.file_name);
-            let known = |told: &String| told.split(' ').next() == Some(&path);
-            if !self.modules.iter().any(known) {
+            if !self.modules.contains(&path) {
                 self.add_bytes(&path, 0o644, module.content)?;
-                let parameters = parameters.get(&module.name).map_or("", String::as_str);
-                self.modules.push(path + parameters);
+                self.modules.push(path);
                 names.push(module.name);
             }
         }

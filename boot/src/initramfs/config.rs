@@ -29,8 +29,8 @@ pub const STATUS_PORT: &str = "org.crossvisor.status";
 #[serde(default)]
 pub struct InitConfig {
     /// Kernel modules by their paths in the initramfs, in the order in which
-    /// they are loaded; a path may be followed by a space and parameters.
-    /// [`Builder::modules`](super::Builder::modules) fills it.
+    /// they are loaded, with the parameters that the kernel's command line has
+    /// for them. [`Builder::modules`](super::Builder::modules) fills it.
     pub modules: Vec<String>,
     /// What is run: by `/bin/sh -c` where there is a shell, otherwise split at
     /// white space and executed. A shell when there is none.

@@ -69,8 +69,9 @@ fn console_stdio() -> io::Result<()> {
 /// Loads modules and sets names, as configured. Failures are told, and the
 /// rest goes on.
 pub(super) fn late(config: &InitConfig) {
+    let cmdline = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
     for module in &config.modules {
-        if let Err(e) = load_module(module) {
+        if let Err(e) = load_module(module, &parameters(&cmdline, module)) {
             say(format_args!("module {module}: {e}"));
         } else if config.verbose {
             say(format_args!("loaded {module}"));
@@ -102,10 +103,8 @@ pub(super) fn late(config: &InitConfig) {
     }
 }
 
-/// Loads a module; the path may be followed by its parameters. One that is
-/// loaded already is fine.
-fn load_module(module: &str) -> io::Result<()> {
-    let (path, parameters) = module.split_once(' ').unwrap_or((module, ""));
+/// Loads a module. One that is loaded already is fine.
+fn load_module(path: &str, parameters: &str) -> io::Result<()> {
     let parameters = CString::new(parameters)?;
     let file = File::open(path)?;
     let loaded = match rustix::system::finit_module(&file, &parameters, 0) {
@@ -116,6 +115,30 @@ fn load_module(module: &str) -> io::Result<()> {
         Err(Errno::EXIST) => Ok(()),
         other => Ok(other?),
     }
+}
+
+/// What a kernel's command line has for the module at `path`: words
+/// `module.parameter` or `module.parameter=value`, of which the kernel itself
+/// only takes those for what is built in (Documentation/admin-guide/
+/// kernel-parameters.rst). As the module takes them, with blanks between.
+fn parameters(cmdline: &str, path: &str) -> String {
+    let file = path.rsplit('/').next().unwrap_or(path);
+    let module = file.split('.').next().unwrap_or(file).replace('-', "_");
+    let mut quoted = false;
+    // A value in double quotes may hold blanks.
+    let words = cmdline.trim_end().split(|c| {
+        quoted ^= c == '"';
+        c == ' ' && !quoted
+    });
+    let told = words
+        // What follows is /init's own.
+        .take_while(|word| *word != "--")
+        .filter_map(|word| {
+            let (name, parameter) = word.split_once('.')?;
+            let named = !name.contains('=') && name.replace('-', "_") == module;
+            named.then_some(parameter)
+        });
+    told.collect::<Vec<_>>().join(" ")
 }
 
 /// Mounts a file system that the configuration asks for.
@@ -216,6 +239,21 @@ mod tests {
                 ("/mnt/a b".to_owned(), "ext4".to_owned())
             ]
         );
+    }
+
+    #[test]
+    fn modules_have_their_parameters_from_the_command_line() {
+        let line = "console=ttyS0 kvm.halt_poll_ns=0 kvm-amd.nested root=kvm.x \
+                    kvm.text=\"a b\" virtio_blk.queue_depth=4 -- kvm.late=1\n";
+        for (path, told) in [
+            ("/lib/modules/6/kvm.ko", "halt_poll_ns=0 text=\"a b\""),
+            ("/lib/modules/6/kvm-amd.ko.xz", "nested"),
+            ("virtio_blk.ko", "queue_depth=4"),
+            ("/lib/modules/6/tun.ko", ""),
+        ] {
+            assert_eq!(parameters(line, path), told, "{path}");
+        }
+        assert_eq!(parameters("", "kvm.ko"), "");
     }
 
     #[test]
