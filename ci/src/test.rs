@@ -1,10 +1,12 @@
 //! `cargo lab test`: every check in one command.
 
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
+use std::time::Duration;
 
 use crate::cache::{Cache, progress};
 use crate::checkers;
@@ -88,7 +90,7 @@ pub fn run(cache: &Cache, selection: &Selection) -> Result<bool> {
         Some((_, toolchain)) => toolchain.build(&["crossvisor", "crossvisor-tests"]),
         None => Toolchain::get(cache, native).and_then(|t| t.build(&["crossvisor-tests"])),
     };
-    let mut plans = VecDeque::new();
+    let mut plans = Vec::new();
     match lister {
         Err(error) => fail_build(&mut table, native.arch, &error),
         Ok(lister) => {
@@ -112,7 +114,7 @@ pub fn run(cache: &Cache, selection: &Selection) -> Result<bool> {
                 for machine in machines {
                     let tests = list(&lister, machine, selection)?;
                     if !tests.is_empty() {
-                        plans.push_back((machine, built.clone(), tests));
+                        plans.push((machine, built.clone(), tests));
                     }
                 }
             }
@@ -290,10 +292,12 @@ type Plan = (&'static Machine, PathBuf, Vec<Test>);
 type Ran = (&'static Machine, Vec<Test>, Result<guest::Report>);
 
 /// Runs the tests of each machine, some machines at once, and returns them in
-/// the order given.
-fn run_machines(cache: &Cache, plans: VecDeque<Plan>) -> Vec<Ran> {
+/// the order given. What may take longest begins, so that no long one is left
+/// to run alone.
+fn run_machines(cache: &Cache, mut plans: Vec<Plan>) -> Vec<Ran> {
     let order: Vec<&str> = plans.iter().map(|(machine, ..)| machine.name).collect();
-    let queue = Mutex::new(plans);
+    plans.sort_by_key(|(_, _, tests)| Reverse(longest(tests)));
+    let queue = Mutex::new(VecDeque::from(plans));
     let done = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         for _ in 0..MACHINES_AT_ONCE {
@@ -316,6 +320,11 @@ fn run_machines(cache: &Cache, plans: VecDeque<Plan>) -> Vec<Ran> {
     let mut done: Vec<Ran> = done.into_inner().unwrap_or_default();
     done.sort_by_key(|(machine, ..)| order.iter().position(|name| *name == machine.name));
     done
+}
+
+/// How long the tests may take together.
+fn longest(tests: &[Test]) -> Duration {
+    tests.iter().map(|test| test.limit).sum()
 }
 
 /// The Debian root file system for a machine's guests, if one of the tests is
