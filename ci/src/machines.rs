@@ -81,7 +81,7 @@ const fn power(options: &'static [&'static str], bus: Option<&'static str>) -> K
         program: "qemu-system-ppc64",
         package: "qemu-system-ppc",
         options,
-        counts: false,
+        counts: true,
     })
 }
 
