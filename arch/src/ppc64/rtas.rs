@@ -16,7 +16,9 @@ use crossvisor_devices::GuestMem;
 use crossvisor_devices::hvterm::Hvterm;
 use crossvisor_devices::pci::PciRoot;
 use crossvisor_vmm::exit::{Action, End};
-use vm_memory::{Address, Bytes, GuestAddress, GuestAddressSpace, GuestMemory, Permissions};
+use vm_memory::{
+    Address, Bytes, GuestAddress, GuestAddressSpace, GuestMemory, GuestMemoryMmap, Permissions,
+};
 
 use self::clock::Clock;
 use self::events::Events;
@@ -150,7 +152,7 @@ fn read(memory: &GuestMem, address: u64) -> Option<Call> {
     memory.read_slice(&mut bytes, first).ok()?;
     let results = results as usize;
     let end = first.checked_add(bytes.len() as u64)?;
-    if results > 0 && !memory.check_range(end, results * 4, Permissions::Write) {
+    if !is_writable(&memory, end, results * 4) {
         return None;
     }
     Some(Call {
@@ -158,6 +160,11 @@ fn read(memory: &GuestMem, address: u64) -> Option<Call> {
         args: bytes.chunks(4).filter_map(word).collect(),
         results,
     })
+}
+
+/// Whether `len` bytes from `address` on are RAM.
+fn is_writable(memory: &GuestMemoryMmap, address: GuestAddress, len: usize) -> bool {
+    len == 0 || memory.check_range(address, len, Permissions::Write)
 }
 
 /// Writes as many words of `results` as the guest has room for, after the
@@ -325,13 +332,17 @@ impl Rtas {
             [_, _, mask, _, buffer, len, _] => (*mask, *buffer, *len),
             _ => return Err(PARAMETER_ERROR),
         };
+        let memory = self.memory.memory();
+        let (buffer, len) = (GuestAddress(buffer.into()), len as usize);
+        // An event that cannot be told of is not taken.
+        if !is_writable(&memory, buffer, len) {
+            return Err(PARAMETER_ERROR);
+        }
         let Some(log) = self.events.take(mask) else {
             // No event of these kinds.
             return Err(1);
         };
-        let log = log.get(..len as usize).unwrap_or(&log);
-        let buffer = GuestAddress(buffer.into());
-        match self.memory.memory().write_slice(log, buffer) {
+        match memory.write_slice(log.get(..len).unwrap_or(&log), buffer) {
             Ok(()) => Ok(Vec::new()),
             Err(_) => Err(PARAMETER_ERROR),
         }

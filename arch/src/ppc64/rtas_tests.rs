@@ -188,7 +188,12 @@ fn the_power_button_is_an_event_in_the_guests_buffer() {
     scene.events.press_power_button().unwrap();
     assert_eq!(check(RAM as u32 - 4, 4), [0]);
     scene.events.press_power_button().unwrap();
-    assert_eq!(check(RAM as u32 - 4, 1024), [PARAMETER_ERROR]);
+    for (buffer, len) in [(RAM as u32 - 4, 1024), (u32::MAX, 1), (0, u32::MAX)] {
+        assert_eq!(check(buffer, len), [PARAMETER_ERROR]);
+    }
+    // The event is still there.
+    assert_eq!(check(0x9000, 1024), [0]);
+    assert_eq!(check(0x9000, 1024), [1]);
     assert_eq!(
         scene.call(GET_SENSOR_STATE, &[1, 0], 2).0[0],
         PARAMETER_ERROR
