@@ -136,6 +136,11 @@ fn wrong_kernels_are_named_with_what_is_wrong() {
         text.contains("x86_64 ELF") && text.contains("ppc64le"),
         "{text}"
     );
+    // Of the other byte order, and not of this architecture.
+    for (big_endian, machine, name) in [(true, 22, "s390x ELF"), (true, 20, "32-bit PowerPC ELF")] {
+        let text = error(&elf(big_endian, machine, 0, MIB));
+        assert!(text.contains(name) && text.contains("ppc64le"), "{text}");
+    }
     let text = error(&elf(false, PPC64, MIB, MIB));
     assert!(
         text.contains("0x100000") && text.contains("address 0"),

@@ -324,6 +324,9 @@ fn devices_are_children_of_the_host_bridge() {
             0x7fff_0000
         ]
     );
+    // A window that Linux finds, and makes no use of.
+    assert_eq!(cells(&phb, "ibm,dma-window").len(), 5);
+    assert!(has(&child(&root, "chosen"), "linux,iommu-off"));
     let map = cells(&phb, "interrupt-map");
     assert_eq!(map.len(), 16 * 7);
     assert_eq!(map[..7], [0, 0, 0, 1, 1, sources::INTX[0], 1]);
