@@ -1,5 +1,5 @@
 //! What only pseries machines have: guests of the other byte order, a clock that
-//! firmware sets.
+//! firmware sets, much that Linux warns of where it is not as firmware has it.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -13,6 +13,9 @@ pub const TESTS: &[Test] = &[
         .on(|m| m.arch() == "ppc64le")
         .once(),
     test("clock-set", 150, clock_set)
+        .on(|m| m.arch() == "ppc64le")
+        .once(),
+    test("kernel-log", 150, kernel_log)
         .on(|m| m.arch() == "ppc64le")
         .once(),
 ];
@@ -214,6 +217,45 @@ fn clock_set(lab: &Lab) -> Result {
     equal("the date that was set", value(&out, "now")?, "2031-02-03")
 }
 
+/// What Linux warns of on any partition that has none of it: virtual functions,
+/// and a key store of the platform's.
+const WARNED_OF: [&str; 2] = ["SR-IOV", "plpks"];
+
+/// What the machine has a part in; other warnings are about time, of which an
+/// emulated machine takes more than Linux thinks right.
+const MACHINES_OWN: [&str; 12] = [
+    "WARNING:", "BUG:", "Oops", "OF:", "pci", "PCI", "iommu", "rtas", "RTAS", "xics", "nvram",
+    "virtio",
+];
+
+/// Linux finds nothing in the machine to warn of.
+fn kernel_log(lab: &Lab) -> Result {
+    let disk = text(&lab.image("disk.img", 1, 1 << 20)?);
+    let run = lab.run_quietly().args(&["--disk", &disk]);
+    let out = run.exec("dmesg -r").output()?.succeeds()?;
+    contains("the kernel's log", &out, "Linux version")?;
+    let warnings = unexpected(&out);
+    ensure(warnings.is_empty(), || {
+        format!("the guest's kernel warns:\n{}", warnings.join("\n"))
+    })
+}
+
+/// Lines of the kernel's log, each after its level in brackets, that warn or worse
+/// of what is the machine's and is not expected.
+fn unexpected(log: &str) -> Vec<&str> {
+    let is_warning = |line: &&str| {
+        let level = line.strip_prefix('<').and_then(|rest| rest.split_once('>'));
+        let level = level.and_then(|(level, _)| level.parse::<u32>().ok());
+        // The level is in the lower three bits; 4 is a warning.
+        level.is_some_and(|level| level & 7 <= 4)
+    };
+    let has = |line: &str, words: &[&str]| words.iter().any(|word| line.contains(word));
+    log.lines()
+        .filter(is_warning)
+        .filter(|line| has(line, &MACHINES_OWN) && !has(line, &WARNED_OF))
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -230,6 +272,19 @@ mod tests {
         assert_eq!(number_in(&tree, "other"), Some(0x22));
         assert_eq!(number_in(&tree, "power"), None);
         assert_eq!(number_in(&tree[..20], "other"), None);
+    }
+
+    #[test]
+    fn warnings_about_the_machine_are_found() {
+        let log = "<6>[    0.0] pci 0000:00:01.0: of no concern\n\
+                   <4>[    0.1] WARNING: CPU: 0 PID: 1 at arch/powerpc/iommu.c:807\n\
+                   <4>[    0.2] hrtimer: interrupt took 1 ns\n\
+                   <3>[    0.3] pci 0000:00:01.0: No hypervisor support for SR-IOV\n\
+                   <12>[    1.0] virtio: of a program\n\
+                   no level: pci";
+        let found = unexpected(log);
+        assert_eq!(found.len(), 2);
+        assert!(found[0].contains("iommu.c:807") && found[1].contains("of a program"));
     }
 
     #[test]
