@@ -222,7 +222,7 @@ fn nobodys_calls_and_wrong_arguments_are_answered() {
 
 #[test]
 fn what_is_no_call_is_left_alone() {
-    let scene = Scene::new(1);
+    let scene = Scene::new(2);
     for words in [[1, 17, 0], [1, 0, 17], [1, u32::MAX, u32::MAX], [1, 16, 1]] {
         scene.words(AT, &words);
         assert_eq!(scene.rtas.call(0, AT, 0), None);
@@ -235,4 +235,8 @@ fn what_is_no_call_is_left_alone() {
     assert_eq!(scene.rtas.call(0, RAM - 12, 0), None);
     scene.words(RAM - 12, &[POWER_OFF, 2, 0]);
     assert_eq!(scene.rtas.call(0, RAM - 12, 0), None);
+    // One that ends where RAM does, and wants no results.
+    scene.words(RAM - 24, &[START_CPU, 3, 0, 1, 0x60, 7]);
+    let action = scene.rtas.call(0, RAM - 24, 0);
+    assert!(matches!(action, Some(Action::Start { .. })), "{action:?}");
 }
