@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 
 use crate::check::{At, Result, contains, ensure, equal, fail};
 use crate::crossvisor::Crossvisor;
+use crate::disk::IN_ORDER;
 use crate::lab::{Lab, Restore, text};
 use crate::net::UserTap;
 use crate::pattern;
@@ -230,10 +231,14 @@ fn locked_disk(lab: &Lab) -> Result {
     let disk = text(&lab.image("disk.img", 64, 1 << 20)?);
     let shared = text(&lab.image("shared.img", 65, 1 << 20)?);
     let read_only = format!("{shared},readonly");
+    let script = format!(
+        "{IN_ORDER}tool check /dev/$1 0 1048576 64; echo ready; read line
+        tool write /dev/$1 0 4096 66"
+    );
     let mut first = lab
         .run()
         .args(&["--disk", &disk, "--disk", &read_only])
-        .exec_with_tool("tool check /dev/vda 0 1048576 64; echo ready; read line; tool write /dev/vda 0 4096 66")
+        .exec_with_tool(&script)
         .start()?;
     first.expect("ready\n")?;
     let second = |disk: &str| lab.run().args(&["--disk", disk]);

@@ -37,6 +37,14 @@ mod feature {
     pub const VERSION_1: usize = 32;
 }
 
+/// Makes the guest's shell name the disks `$1`, `$2` and so on as the command line
+/// has them: Linux names devices on channels, which it sets online all at once, as
+/// they come. Where each is, is in order.
+pub const IN_ORDER: &str = "set -- $(for disk in /sys/block/vd*; do
+            echo $(readlink -f $disk/device) ${disk##*/}
+        done | sort | cut -d ' ' -f 2)
+        ";
+
 /// One disk is read, another written: patterns and checksums agree on both
 /// sides, over two queues, and a flush reached the device.
 fn both_ways(lab: &Lab) -> Result {
@@ -47,20 +55,21 @@ fn both_ways(lab: &Lab) -> Result {
     let sum = |path: &Path| lab.host(&format!("sha256sum < {} | cut -c1-64", text(path)));
     let wanted = sum(&read)?;
     let script = format!(
-        "set -e
-        flushes() {{ awk '{{ print $16 }}' /sys/block/vdb/stat; }}
-        tool check /dev/vda 0 {len} 11
-        echo read=$(sha256sum < /dev/vda | cut -c1-64)
-        echo sectors=$(cat /sys/block/vdb/size)
+        "{IN_ORDER}set -e
+        a=$1 b=$2
+        flushes() {{ awk '{{ print $16 }}' /sys/block/$b/stat; }}
+        tool check /dev/$a 0 {len} 11
+        echo read=$(sha256sum < /dev/$a | cut -c1-64)
+        echo sectors=$(cat /sys/block/$b/size)
         before=$(flushes)
-        tool write /dev/vdb 0 {size} 12
+        tool write /dev/$b 0 {size} 12
         echo flushes=$(($(flushes) - before))
         echo 3 > /proc/sys/vm/drop_caches
-        tool check /dev/vdb 0 {size} 12
-        echo written=$(sha256sum < /dev/vdb | cut -c1-64)
-        echo cache=$(cat /sys/block/vdb/queue/write_cache)
-        echo queues=$(ls /sys/block/vda/mq | wc -l)
-        echo features=$(cat /sys/block/vda/device/features)",
+        tool check /dev/$b 0 {size} 12
+        echo written=$(sha256sum < /dev/$b | cut -c1-64)
+        echo cache=$(cat /sys/block/$b/queue/write_cache)
+        echo queues=$(ls /sys/block/$a/mq | wc -l)
+        echo features=$(cat /sys/block/$a/device/features)",
         len = 24 * MIB,
     );
     let out = lab
@@ -190,20 +199,21 @@ fn several(lab: &Lab) -> Result {
         run = run.args(&["--disk", &format!("{}{options}", text(&image))]);
     }
     let script = format!(
-        "n=0
-        for disk in vda vdb vdc vdd vde; do
+        "{IN_ORDER}n=0
+        for disk in $*; do
             echo serial$n=$(cat /sys/block/$disk/serial)
             echo ro$n=$(cat /sys/block/$disk/ro)
             echo sectors$n=$(cat /sys/block/$disk/size)
             tool check /dev/$disk 0 $(({MIB} * (n + 1))) $((30 + n)) || exit 1
             n=$((n + 1))
         done
-        echo disks=$(ls -d /sys/block/vd* | wc -l)
-        echo features=$(cat /sys/block/vdc/device/features)
-        if tool write /dev/vdc 0 4096 99; then echo refused=no; else echo refused=yes; fi
-        blockdev --setrw /dev/vdc
-        if tool write /dev/vdc 0 4096 99; then echo forced=no; else echo forced=yes; fi
-        tool write /dev/vde 0 4096 98 || exit 2"
+        echo disks=$#
+        echo third=$3
+        echo features=$(cat /sys/block/$3/device/features)
+        if tool write /dev/$3 0 4096 99; then echo refused=no; else echo refused=yes; fi
+        blockdev --setrw /dev/$3
+        if tool write /dev/$3 0 4096 99; then echo forced=no; else echo forced=yes; fi
+        tool write /dev/$5 0 4096 98 || exit 2"
     );
     let out = run.exec_with_tool(&script).output()?;
     let printed = out.succeeds()?;
@@ -236,7 +246,8 @@ fn several(lab: &Lab) -> Result {
         "yes",
     )?;
     equal("so does the device", value(&printed, "forced")?, "yes")?;
-    contains("the reason", &out.errors(), "/dev/vdc")?;
+    let third = format!("/dev/{}", value(&printed, "third")?);
+    contains("the reason", &out.errors(), &third)?;
     let found = fs::read(lab.path("disk2.img")).at("disk2.img")?;
     equal(
         "first byte changed of a read-only disk",

@@ -59,7 +59,7 @@ fn queues(lab: &Lab) -> Result {
             echo $name=$(cat $name)
         done
         echo device=$(basename $(readlink -f /sys/class/net/eth0/device))
-        grep virtio /proc/interrupts",
+        grep -E 'virtio|Virtual I.O' /proc/interrupts",
     );
     let mut run = lab
         .run()
@@ -142,9 +142,14 @@ fn queues(lab: &Lab) -> Result {
     let device = value(&out, "device")?;
     let queues = ["input.0", "input.1", "output.0", "output.1"];
     // A wire is all of the device's, and may be another device's, too.
-    let names = match lab.machine().has_messages() {
-        true => queues.map(|queue| format!("{device}-{queue}")).to_vec(),
-        false => vec![device.to_string()],
+    // Adapter interruptions are counted together, in the line that ends so.
+    let names = match (
+        lab.machine().has_transport("ccw"),
+        lab.machine().has_messages(),
+    ) {
+        (true, _) => vec!["AI".to_string()],
+        (false, true) => queues.map(|queue| format!("{device}-{queue}")).to_vec(),
+        (false, false) => vec![device.to_string()],
     };
     for name in names {
         let interrupts = interrupts(&out, &name)?;
