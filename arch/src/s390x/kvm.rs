@@ -8,11 +8,12 @@ use crossvisor_vmm::error::{Error, Result};
 use crossvisor_vmm::exit::SYNC_REGS_SIZE;
 use crossvisor_vmm::kvm::bindings::{
     KVM_CAP_S390_CPU_TOPOLOGY, KVM_CAP_S390_CSS_SUPPORT, KVM_CAP_S390_HPAGE_1M,
-    KVM_CAP_S390_USER_SIGP, KVM_CAP_S390_USER_STSI, KVM_CAP_S390_VECTOR_REGISTERS,
-    KVM_DEV_FLIC_ADAPTER_REGISTER, KVM_MP_STATE_OPERATING, KVM_MP_STATE_STOPPED, KVM_SYNC_ACRS,
-    KVM_SYNC_ARCH0, KVM_SYNC_CRS, KVM_SYNC_FPRS, KVM_SYNC_GPRS, KVM_SYNC_PREFIX, KVM_SYNC_VRS,
-    kvm_create_device, kvm_device_attr, kvm_device_type_KVM_DEV_TYPE_FLIC, kvm_enable_cap,
-    kvm_mp_state, kvm_s390_io_adapter, kvm_s390_vm_cpu_processor,
+    KVM_CAP_S390_IRQCHIP, KVM_CAP_S390_USER_SIGP, KVM_CAP_S390_USER_STSI,
+    KVM_CAP_S390_VECTOR_REGISTERS, KVM_DEV_FLIC_ADAPTER_REGISTER, KVM_MP_STATE_OPERATING,
+    KVM_MP_STATE_STOPPED, KVM_SYNC_ACRS, KVM_SYNC_ARCH0, KVM_SYNC_CRS, KVM_SYNC_FPRS,
+    KVM_SYNC_GPRS, KVM_SYNC_PREFIX, KVM_SYNC_VRS, kvm_create_device, kvm_device_attr,
+    kvm_device_type_KVM_DEV_TYPE_FLIC, kvm_enable_cap, kvm_mp_state, kvm_s390_io_adapter,
+    kvm_s390_vm_cpu_processor,
 };
 use crossvisor_vmm::kvm::{Cap, DeviceFd, Kvm, VcpuFd, VmFd};
 
@@ -174,6 +175,10 @@ impl KvmMachine for S390xMachine {
         }
         if self.hugepages() {
             enable(vm, KVM_CAP_S390_HPAGE_1M, "KVM_CAP_S390_HPAGE_1M")?;
+        }
+        if self.host.has("KVM_CAP_S390_IRQCHIP") {
+            // What it takes for routes, by the KVM API; some kernels do not ask.
+            enable(vm, KVM_CAP_S390_IRQCHIP, "KVM_CAP_S390_IRQCHIP")?;
         }
         self.set_cpu_model(vm)?;
         let flic = self.create_flic(vm)?;

@@ -28,6 +28,7 @@ mod order {
     pub const SET_PREFIX: u8 = 0x0d;
     pub const STORE_STATUS_AT_ADDRESS: u8 = 0x0e;
     pub const SET_ARCHITECTURE: u8 = 0x12;
+    pub const STORE_ADDITIONAL_STATUS: u8 = 0x17;
 }
 
 /// Status bits.
@@ -41,6 +42,8 @@ mod status {
 const RESTART_OLD: u64 = 0x120;
 const RESTART_NEW: u64 = 0x1a0;
 const SAVE_AREA: u64 = 0x1200;
+/// Size and alignment of the area for additional status.
+const ADDITIONAL_AREA: u64 = 1024;
 
 /// What is to be done with a CPU once it has stopped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -100,7 +103,7 @@ impl Cpus {
         cpu.require_supervisor()?;
         let target = (cpu.general(r3) & 0xffff) as usize;
         // The parameter is in the odd register of the pair.
-        let parameter = (cpu.general(r1 | 1) & 0xffff_ffff) as u32;
+        let parameter = cpu.general(r1 | 1);
         let mut states = self.lock();
         let Some(state) = states.get_mut(target) else {
             cpu.set_condition(3);
@@ -127,7 +130,7 @@ impl Cpus {
         state: &mut State,
         target: u32,
         code: u8,
-        parameter: u32,
+        parameter: u64,
     ) -> std::io::Result<Ordered> {
         let none = Then::default();
         Ok(match code {
@@ -168,7 +171,7 @@ impl Cpus {
             order::CPU_RESET => self.stop(state, target, none)?,
             order::SET_PREFIX => match state {
                 State::Stopped(registers) => {
-                    let prefix = u64::from(parameter & 0x7fff_e000);
+                    let prefix = parameter & 0x7fff_e000;
                     match self.is_memory(prefix, 0x2000) {
                         true => {
                             register::assign(registers, register::PREFIX, prefix);
@@ -181,8 +184,20 @@ impl Cpus {
             },
             order::STORE_STATUS_AT_ADDRESS => match state {
                 State::Stopped(registers) => {
-                    let address = u64::from(parameter & 0x7fff_fe00);
+                    let address = parameter & 0x7fff_fe00;
                     match self.store_status(registers, address) {
+                        true => Ok(None),
+                        false => Err(status::INVALID_PARAMETER),
+                    }
+                }
+                _ => Err(status::INCORRECT_STATE),
+            },
+            // With vector registers, but no guarded storage, the area is of the
+            // smallest size, which the last bits say by being zero.
+            order::STORE_ADDITIONAL_STATUS if self.vector => match state {
+                State::Stopped(registers) => {
+                    let aligned = parameter.is_multiple_of(ADDITIONAL_AREA);
+                    match aligned && self.store_vectors(registers, parameter) {
                         true => Ok(None),
                         false => Err(status::INVALID_PARAMETER),
                     }
@@ -307,6 +322,19 @@ impl Cpus {
         use vm_memory::GuestMemoryBackend;
         let memory = self.memory.memory();
         memory.check_range(GuestAddress(address), size)
+    }
+
+    /// Stores a CPU's vector registers from `address` on.
+    fn store_vectors(&self, registers: &RegisterState, address: u64) -> bool {
+        let value = |name: &str| registers.get(name).unwrap_or(0).to_be_bytes();
+        let left = register::FLOATING.iter().chain(&register::VECTOR_LEFT);
+        let area: Vec<u8> = left
+            .zip(&register::VECTOR_RIGHT)
+            .flat_map(|(left, right)| [value(left), value(right)].concat())
+            .collect();
+        let memory = self.memory.memory();
+        self.is_memory(address, ADDITIONAL_AREA as usize)
+            && memory.write_slice(&area, GuestAddress(address)).is_ok()
     }
 
     /// Stores a CPU's status in the 512 bytes from `address` on.

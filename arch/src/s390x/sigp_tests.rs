@@ -139,3 +139,30 @@ fn status_is_stored() {
     accepted(&bench, 1, 0x0e, 0x4000);
     assert_eq!(bench.read::<8>(0x40a8), 0x55_u64.to_be_bytes());
 }
+
+#[test]
+fn additional_status_is_the_vector_registers() {
+    let bench = Bench::with_vectors(2);
+    accepted(&bench, 1, 0x04, 0);
+    let refused = |parameter| sigp(&bench, 1, 0x17, parameter).2;
+    assert_eq!(refused(0x4000), 0x200, "it runs");
+    accepted(&bench, 1, 0x05, 0);
+    let mut regs = Regs::default();
+    for (register, value) in [(0, 0x11), (15, 0x22), (31, 0x33)] {
+        for (half, value) in [(0, value), (8, value << 8)] {
+            let at = offset::VECTORS + register * 16 + half;
+            register::set(&mut regs.sync, (at, 8), value);
+        }
+    }
+    assert_eq!(bench.intercept(1, 0x28, 0, 0, &mut regs), Action::Park);
+    assert_eq!(refused(0x4200), 0x100, "not aligned");
+    assert_eq!(refused(0x400a), 0x100, "a size with guarded storage");
+    assert_eq!(refused(1 << 40), 0x100, "no memory");
+    accepted(&bench, 1, 0x17, 0x4000);
+    let pair = |value: u64| [value, value << 8].map(u64::to_be_bytes).concat();
+    assert_eq!(bench.read::<16>(0x4000)[..], pair(0x11));
+    assert_eq!(bench.read::<16>(0x40f0)[..], pair(0x22));
+    assert_eq!(bench.read::<16>(0x41f0)[..], pair(0x33));
+    // There is no such order without vector registers.
+    assert_eq!(sigp(&Bench::new(2), 1, 0x17, 0x4000).2, 0x002);
+}

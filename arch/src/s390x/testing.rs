@@ -73,6 +73,15 @@ impl Regs {
 
 impl Bench {
     pub fn new(cpus: u32) -> Self {
+        Self::with(cpus, false)
+    }
+
+    /// One whose CPUs have vector registers.
+    pub fn with_vectors(cpus: u32) -> Self {
+        Self::with(cpus, true)
+    }
+
+    fn with(cpus: u32, vector: bool) -> Self {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
         let guest = GuestMem::new(memory.clone());
         let vm = ScriptedVm::default();
@@ -84,7 +93,7 @@ impl Bench {
         };
         let (requests, _events) = Requests::new();
         let handler = Handler {
-            cpus: Cpus::new(hv.clone(), guest.clone(), cpus, false),
+            cpus: Cpus::new(hv.clone(), guest.clone(), cpus, vector),
             css: ChannelSubsystem::new(Arc::new(Floating(hv.clone())), guest.clone()),
             sclp: Sclp::new(
                 facts,
