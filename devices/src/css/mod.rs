@@ -125,9 +125,14 @@ pub trait ControlUnit: Send + Sync {
     /// The transfer failed: the channel presents what went wrong with it.
     fn command(&self, command: u8, transfer: &mut Transfer<'_>) -> Result<Answer, ccw::Check>;
 
-    /// The guest has disabled the subchannel, or the channel subsystem is
-    /// reset: the device is as at power-on when this returns.
+    /// The channel subsystem is reset: the device is as at power-on when this
+    /// returns.
     fn reset(&self);
+
+    /// The guest has disabled the subchannel. The device is not reset: Linux
+    /// disables all subchannels when it shuts down, and prints to a console after
+    /// that.
+    fn disabled(&self) {}
 
     /// The guest rang for queue `index`, and nothing took it in the kernel
     /// (virtio-ccw only).

@@ -299,7 +299,7 @@ impl Subchannel {
         let disabled = was && !state.pmcw.enabled();
         drop(state);
         if disabled && let Some(unit) = self.unit() {
-            unit.reset();
+            unit.disabled();
         }
         0
     }

@@ -10,6 +10,7 @@ use super::*;
 struct Unit {
     written: Mutex<Vec<u8>>,
     resets: Mutex<u32>,
+    disabled: Mutex<u32>,
     rung: Mutex<Vec<u32>>,
 }
 
@@ -41,6 +42,10 @@ impl ControlUnit for Unit {
 
     fn reset(&self) {
         *self.resets.lock().unwrap() += 1;
+    }
+
+    fn disabled(&self) {
+        *self.disabled.lock().unwrap() += 1;
     }
 
     fn notify(&self, index: u32) {
@@ -214,7 +219,9 @@ fn the_information_block_tells_paths_and_keeps_what_may_be_changed() {
 fn a_disabled_subchannel_is_not_operational() {
     let s = setup();
     assert_eq!(s.enable(0), Ok(0));
-    assert_eq!(*s.unit.resets.lock().unwrap(), 1);
+    assert_eq!(s.enable(0), Ok(0));
+    assert_eq!(*s.unit.disabled.lock().unwrap(), 1);
+    assert_eq!(*s.unit.resets.lock().unwrap(), 0);
     assert_eq!(s.css.start(ID, &Setup::orb(Orb::FORMAT_1)), Ok(3));
     assert_eq!(s.css.halt(ID), Ok(3));
     assert_eq!(s.css.clear(ID), Ok(3));

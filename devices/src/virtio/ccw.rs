@@ -1,10 +1,12 @@
 //! virtio over channel I/O (virtio 1.2, section 4.3).
 //!
-//! Revisions 1 and 2. Revision 0, the legacy interface, is refused: its rings
-//! are in the guest's byte order and none of a device's own would do (section
-//! 4.3.2.1.1 has a driver fall back, and a device say no by command reject).
-//! The payloads of commands are big-endian, features and configuration space
-//! little-endian.
+//! Revisions 1 and 2: like those on PCI, these devices are not transitional.
+//! Revision 0, the legacy interface, has rings and configuration space in the
+//! guest's byte order, and each kind of device has headers of its own in it. A
+//! driver that asks for it, or that asks for no revision before it does anything
+//! else, which is how a legacy driver is told (section 4.3.2.1.3), is answered
+//! by command reject. The payloads of commands are big-endian, features and
+//! configuration space little-endian.
 
 mod interrupt;
 
@@ -353,6 +355,11 @@ impl ControlUnit for VirtioCcw {
 
     fn reset(&self) {
         self.reset_device();
+        *self.revision() = None;
+    }
+
+    /// The revision is to be negotiated anew (section 4.3.2.1.1), and no more.
+    fn disabled(&self) {
         *self.revision() = None;
     }
 

@@ -235,6 +235,19 @@ fn a_queue_is_set_up_and_the_device_starts() {
     assert_eq!(s.done(READ_STATUS, &[9]), [0]);
 }
 
+/// Linux disables the subchannels when it powers off, and prints to a console
+/// after that; it then waits for the device, with interruptions disabled.
+#[test]
+fn a_device_works_on_when_its_subchannel_is_disabled() {
+    let s = setup(None);
+    s.negotiate();
+    s.done(WRITE_STATUS, &[15]);
+    s.enable(false);
+    assert!(s.state.is_active());
+    s.css.reset();
+    assert!(!s.state.is_active());
+}
+
 #[test]
 fn the_configuration_space_is_copied() {
     let s = setup(None);
