@@ -2,7 +2,8 @@
 //! which facilities there are, which channel paths, and that nothing has
 //! happened. The instruction is described nowhere in public but there.
 
-use crossvisor_devices::css::{CHANNEL_PATH, CHANNEL_PATH_TYPE};
+use crossvisor_devices::css::schib::Pmcw;
+use crossvisor_devices::css::{CHANNEL_PATH, CHANNEL_PATH_TYPE, ChannelSubsystem, subsystem_id};
 
 use super::cpu::{Cpu, Result, Stop};
 use super::interrupt::program;
@@ -10,6 +11,7 @@ use super::interrupt::program;
 /// Request codes.
 mod code {
     pub const STORE_PATH_DESCRIPTION: u16 = 0x0002;
+    pub const STORE_SUBCHANNEL_DESCRIPTION: u16 = 0x0004;
     pub const STORE_EVENT_INFORMATION: u16 = 0x000e;
     pub const STORE_CHARACTERISTICS: u16 = 0x0010;
 }
@@ -37,7 +39,7 @@ const REQUEST_MAX: usize = 4096 - 16;
 ///
 /// # Errors
 /// A program interruption.
-pub fn call(cpu: &Cpu<'_>, address: u64) -> Result<u8> {
+pub fn call(cpu: &Cpu<'_>, css: &ChannelSubsystem, address: u64) -> Result<u8> {
     if address & 0xfff != 0 {
         return Err(Stop::Program(program::SPECIFICATION));
     }
@@ -49,13 +51,13 @@ pub fn call(cpu: &Cpu<'_>, address: u64) -> Result<u8> {
     }
     let mut request = vec![0; length];
     cpu.read(address, 0, &mut request)?;
-    let answer = answer(&request);
+    let answer = answer(&request, css);
     cpu.write(address + length as u64, 0, &answer)?;
     Ok(0)
 }
 
 /// The response block to a request block.
-fn answer(request: &[u8]) -> Vec<u8> {
+fn answer(request: &[u8], css: &ChannelSubsystem) -> Vec<u8> {
     let word = |at: usize| {
         request
             .get(at..)
@@ -75,6 +77,13 @@ fn answer(request: &[u8]) -> Vec<u8> {
             (response::DONE, body)
         }
         code::STORE_PATH_DESCRIPTION => path_description(word(4), word(8)),
+        code::STORE_SUBCHANNEL_DESCRIPTION => {
+            let (head, first, last) = (word(4) >> 16, word(4) as u16, word(8));
+            match (head, u16::try_from(last)) {
+                (0, Ok(last)) if first <= last => subchannel_description(css, first, last, room),
+                _ => (response::INVALID, vec![0; 4]),
+            }
+        }
         code::STORE_EVENT_INFORMATION => (response::NO_EVENT, vec![0; 4]),
         _ => (response::UNSUPPORTED, vec![0; 4]),
     };
@@ -83,6 +92,33 @@ fn answer(request: &[u8]) -> Vec<u8> {
     block.extend(body);
     block.truncate(room);
     block
+}
+
+/// The subchannels from the first number to the last, as many as there is room
+/// for: which paths each has (Linux `struct chsc_ssd_area`).
+fn subchannel_description(
+    css: &ChannelSubsystem,
+    first: u16,
+    last: u16,
+    room: usize,
+) -> (u16, Vec<u8>) {
+    const SIZE: usize = 32;
+    /// Subchannel and device number valid, type 0: I/O.
+    const VALID: u8 = 0xc0;
+    let mut body = vec![0; 4];
+    let fit = room.saturating_sub(HEADER + body.len()) / SIZE;
+    for number in (first..=last).take(fit) {
+        let mut description = [0; SIZE];
+        if let Ok(Some(subchannel)) = css.find(subsystem_id(number).into()) {
+            let [devno_high, devno_low] = subchannel.devno().to_be_bytes();
+            // After the path mask, no link addresses are valid.
+            description[..6].copy_from_slice(&[VALID, 0, devno_high, devno_low, Pmcw::PATH, 0]);
+            description[8] = CHANNEL_PATH;
+        }
+        description[6..8].copy_from_slice(&number.to_be_bytes());
+        body.extend(description);
+    }
+    (response::DONE, body)
 }
 
 /// The channel paths from the first number to the last, in the basic format or
@@ -117,7 +153,17 @@ fn path_description(first: u32, last: u32) -> (u16, Vec<u8>) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::super::testing::Bench;
+
+    /// The answer of a subsystem with devices 0x1234 and 0x1235.
+    fn answer(request: &[u8]) -> Vec<u8> {
+        let bench = Bench::new(1);
+        let css = &bench.handler.css;
+        for devno in [0x1234, 0x1235] {
+            css.add(devno).unwrap();
+        }
+        super::answer(request, css)
+    }
 
     fn request(length: u16, code: u16, words: [u32; 3]) -> Vec<u8> {
         let mut request = length.to_be_bytes().to_vec();
@@ -147,6 +193,23 @@ mod tests {
     fn all_paths_in_the_long_format_do_not_run_over() {
         let answer = answer(&request(16, 2, [0x100, 0xff, 0]));
         assert_eq!(answer.len(), 4080);
+    }
+
+    #[test]
+    fn subchannels_tell_their_paths() {
+        let one = answer(&request(16, 4, [1, 1, 0]));
+        assert_eq!(one[..8], [0, 40, 0, 1, 0, 0, 0, 0]);
+        let description = [0xc0, 0, 0x12, 0x35, 0x80, 0, 0, 1];
+        assert_eq!(one[8..16], description);
+        assert_eq!(one[16..40], [0; 24]);
+        // All, of which only the first two are there; more than fit.
+        let all = answer(&request(16, 4, [0, 0xffff, 0]));
+        assert_eq!(all.len(), 8 + 127 * 32);
+        assert_eq!(all[8 + 64..16 + 64], [0, 0, 0, 0, 0, 0, 0, 2]);
+        // None, another subchannel set, a reserved bit.
+        for words in [[2, 1, 0], [0x0010_0000, 0, 0], [0, 0x1_0000, 0]] {
+            assert_eq!(answer(&request(16, 4, words))[3], 3);
+        }
     }
 
     #[test]

@@ -265,7 +265,7 @@ impl Handler {
             instruction::CHANNEL_SUBSYSTEM_CALL => {
                 let (r1, _) = registers(ipb);
                 let address = cpu.wrap(cpu.general(r1));
-                chsc::call(cpu, address)?
+                chsc::call(cpu, css, address)?
             }
             instruction::PERFORM_TOPOLOGY => topology(cpu, registers(ipb).0)?,
             _ => return Err(Stop::Program(program::OPERATION)),

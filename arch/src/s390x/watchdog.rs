@@ -94,7 +94,8 @@ fn watch(shared: &(Mutex<State>, Condvar), power: &Power) {
 
 #[cfg(test)]
 mod tests {
-    use crossvisor_vmm::power::Requests;
+    use crossvisor_vmm::exit::End;
+    use crossvisor_vmm::power::{Event, Requests};
 
     use super::*;
 
@@ -108,5 +109,18 @@ mod tests {
         assert!(watchdog.set(60, true).unwrap());
         assert!(watchdog.set(61, false).unwrap());
         assert!(watchdog.cancel() && !watchdog.cancel());
+    }
+
+    #[test]
+    fn it_resets_the_guest_when_it_has_run_out() {
+        let (requests, events) = Requests::new();
+        let watchdog = Watchdog::new(Power::new(&requests));
+        watchdog.shared.0.lock().unwrap().deadline = Some(Instant::now());
+        watch(&watchdog.shared, &watchdog.power);
+        let end = Event::End {
+            end: End::Reset,
+            data: Vec::new(),
+        };
+        assert_eq!(events.try_recv(), Ok(end));
     }
 }
