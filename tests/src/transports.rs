@@ -67,9 +67,15 @@ const SCRIPT: &str = "
 
 /// Runs [`SCRIPT`] with `arguments`; what the guest said.
 fn guest(lab: &Lab, arguments: &[&str]) -> Result<String> {
+    guest_with(lab, arguments, "")
+}
+
+/// The same with `more` of a script behind it.
+fn guest_with(lab: &Lab, arguments: &[&str], more: &str) -> Result<String> {
     let disk = lab.image("disk.img", 51, MIB)?;
     let run = lab.run().args(&["--disk", &text(&disk)]).args(arguments);
-    let out = run.exec_with_tool(SCRIPT).output()?.succeeds()?;
+    let script = format!("{SCRIPT}{more}");
+    let out = run.exec_with_tool(&script).output()?.succeeds()?;
     contains("source of entropy", value(&out, "source")?, "virtio_rng")?;
     let (first, second) = (value(&out, "first")?, value(&out, "second")?);
     equal("hexadecimal digits of entropy", first.len(), 64)?;
@@ -129,11 +135,33 @@ fn mmio(lab: &Lab) -> Result {
     no_messages(&out)
 }
 
+/// What a guest on channels reads of its machine: IPL parameters, its name, its
+/// control units.
+const MACHINE: &str = "
+    echo ipl=$(cat /sys/firmware/ipl/ipl_type) $(cat /sys/firmware/ipl/device)
+    sed -n 's/^VM00 Extended Name: */name=/p; s/^VM00 UUID: */uuid=/p' /proc/sysinfo
+    echo units=$(cat /sys/bus/ccw/devices/*/cutype | sort)
+    echo path=$(cat /sys/devices/css0/chp0.00/type /sys/devices/css0/chp0.00/status)";
+
 /// Devices are behind subchannels, and interrupt by an adapter's indicators
-/// rather than by their subchannels.
+/// rather than by their subchannels. The guest was loaded from its disk, as far
+/// as it can tell.
 fn ccw(lab: &Lab) -> Result {
-    let out = guest(lab, &["--transport", "ccw", "--cpus", "2"])?;
-    contains("where the disk is", value(&out, "where")?, "/css0/0.0.")?;
+    let out = guest_with(lab, &["--transport", "ccw", "--cpus", "2"], MACHINE)?;
+    let place = value(&out, "where")?;
+    let (kind, device) = value(&out, "ipl")?.split_once(' ').unwrap_or_default();
+    equal("how it was loaded", kind, "ccw")?;
+    contains("the disk that it was loaded from", place, device)?;
+    equal("the VM's name", value(&out, "name")?, "crossvisor")?;
+    ensure(value(&out, "uuid")?.len() == 36, || "no UUID".into())?;
+    // Console, disk, entropy, by their types.
+    equal(
+        "control units",
+        value(&out, "units")?,
+        "3832/03 3832/02 3832/04",
+    )?;
+    equal("the channel path", value(&out, "path")?, "32 online")?;
+    contains("where the disk is", place, "/css0/0.0.")?;
     let counted = |name: &str| -> u64 {
         let line = out.lines().find_map(|line| line.trim().strip_prefix(name));
         let words = line.unwrap_or_default().split_whitespace();
