@@ -79,7 +79,7 @@ pub(super) fn release_at_start(text: &[u8]) -> Option<String> {
 }
 
 /// The first occurrence of `needle`, which must not be empty.
-fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+pub(super) fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
     let (&first, rest) = needle.split_first()?;
     let mut at = 0;
     loop {

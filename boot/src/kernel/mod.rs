@@ -242,12 +242,12 @@ impl KernelImage {
         self.source.len()
     }
 
-    /// The release that `uname -r` would print, when the image tells. Only a
+    /// The release that `uname -r` would print, when the image tells. Only an x86
     /// bzImage has it in its header; the others are searched for their banner.
     pub fn release(&self) -> Option<String> {
         match &self.format {
             Format::BzImage(image) => image.release().map(str::to_owned),
-            Format::S390(_) => None,
+            Format::S390(image) => image.release.clone(),
             Format::Elf(_) | Format::Arm64(_) | Format::Riscv(_) => {
                 fields::find_banner(&self.source)
             }
@@ -431,7 +431,7 @@ fn parse(start: &[u8], source: &Source) -> Result<Format, Reason> {
     } else if bzimage::is_bzimage(start) {
         bzimage::parse(source).map(Format::BzImage)
     } else if s390::is_s390(start) {
-        Ok(Format::S390(S390Image {}))
+        s390::parse(source).map(Format::S390)
     } else if start.starts_with(b"MZ") {
         Err(Reason::Unsupported(
             "an EFI application without a kernel header that is known: give the kernel itself"

@@ -673,6 +673,34 @@ fn riscv_and_s390_are_recognised() {
 }
 
 #[test]
+fn an_s390_image_of_a_release_with_a_trailer_ends_with_it() {
+    let built = |release: &str, end: &[u8]| {
+        let mut image = s390();
+        // Something before the text that looks like a part of it.
+        put(&mut image, 0x11000, b"@4 ) #\xfea@");
+        put(&mut image, 0x1100a, release.as_bytes());
+        let builder = b" (debian-kernel@lists.debian.org) #1 SMP\0";
+        put(&mut image, 0x1100a + release.len(), builder);
+        let at = image.len() - end.len();
+        put(&mut image, at, end);
+        image
+    };
+    let trailer = b"\0\0\0\x20zIPL";
+    let image = parse_ok(built("6.12.113+deb13-s390x", trailer));
+    assert_eq!(image.release().as_deref(), Some("6.12.113+deb13-s390x"));
+    assert!(message(built("6.1.0", b"")).contains("truncated s390 bzImage"));
+    parse_ok(built("6.1.0", b"~Module signature appended~\n"));
+    // Older ones have none.
+    for old in ["6.0.9", "5.10.0-3", "4.18"] {
+        let image = parse_ok(built(old, b""));
+        assert_eq!(image.release().as_deref(), Some(old));
+    }
+    // No release at all, and none that is one.
+    assert_eq!(parse_ok(s390()).release(), None);
+    assert_eq!(parse_ok(built("six", b"")).release(), None);
+}
+
+#[test]
 fn a_kernel_for_another_machine_is_told() {
     let image = parse_ok(arm64());
     image.require(Machine::Aarch64).unwrap();
