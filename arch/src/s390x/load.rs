@@ -63,6 +63,13 @@ pub fn load(plan: &Plan, images: &BootImages, memory: &GuestMemoryMmap) -> Resul
     kernel
         .require(Target::S390x)
         .map_err(|error| boot(&error))?;
+    let highest = match kernel.format() {
+        Format::Elf(elf) => elf.high,
+        _ => kernel.footprint(),
+    };
+    if highest > size(plan) {
+        return Err(too_small(plan, "this kernel", highest));
+    }
     let (loaded, entry) = match kernel.format() {
         Format::S390(_) => (kernel.load_flat(memory, GuestAddress(0)), S390Image::ENTRY),
         Format::Elf(elf) => {
@@ -92,23 +99,26 @@ pub fn load(plan: &Plan, images: &BootImages, memory: &GuestMemoryMmap) -> Resul
         put(INITRD, &at.to_be_bytes())?;
         put(INITRD_SIZE, &initrd.len().to_be_bytes())?;
     }
-    let mut size = [0; 8];
+    let mut longest = [0; 8];
     memory
-        .read_slice(&mut size, GuestAddress(S390Image::PARMAREA + CMDLINE_SIZE))
+        .read_slice(
+            &mut longest,
+            GuestAddress(S390Image::PARMAREA + CMDLINE_SIZE),
+        )
         .map_err(|error| Error::Boot(format!("the parameter area does not fit: {error}")))?;
-    let size = match u64::from_be_bytes(size) {
+    let longest = match u64::from_be_bytes(longest) {
         size @ 1..=CMDLINE_MOST => size,
         _ => CMDLINE_DEFAULT,
     };
     let line = plan.cmdline.as_bytes();
-    if line.len() as u64 >= size {
+    if line.len() as u64 >= longest {
         return Err(Error::config(
             "--cmdline",
             format!(
                 "{} bytes are too long: {} takes at most {}",
                 line.len(),
                 kernel.name(),
-                size - 1
+                longest - 1
             ),
         ));
     }
@@ -117,25 +127,34 @@ pub fn load(plan: &Plan, images: &BootImages, memory: &GuestMemoryMmap) -> Resul
     Ok(start(PSW_64, entry))
 }
 
+/// Guest memory in bytes.
+fn size(plan: &Plan) -> u64 {
+    plan.memory.iter().map(|range| range.size).sum()
+}
+
+/// `what` takes `need` bytes, and there are less.
+fn too_small(plan: &Plan, what: &str, need: u64) -> Error {
+    Error::config(
+        "--memory",
+        format!(
+            "{} MiB do not hold {what}: {} MiB are needed before the kernel starts",
+            size(plan) >> 20,
+            need.div_ceil(1 << 20)
+        ),
+    )
+}
+
 /// Where the initrd goes: behind the kernel on a segment of its own, and far
 /// enough behind if there is room.
 fn place_initrd(plan: &Plan, kernel_end: u64, len: u64) -> Result<u64> {
-    let ram = plan.memory.iter().map(|range| range.size).sum::<u64>();
     let first = kernel_end.next_multiple_of(SEGMENT);
-    let fits = |at: &u64| at.checked_add(len).is_some_and(|end| end <= ram);
+    let fits = |at: &u64| at.checked_add(len).is_some_and(|end| end <= size(plan));
     [first.max(INITRD_USUAL), first]
         .into_iter()
         .find(fits)
         .ok_or_else(|| {
-            let need = first.saturating_add(len).div_ceil(1 << 20);
-            Error::config(
-                "--memory",
-                format!(
-                    "{} MiB do not hold this kernel and its initrd: they take {need} MiB before \
-                     the kernel starts",
-                    ram >> 20
-                ),
-            )
+            let need = first.saturating_add(len);
+            too_small(plan, "this kernel and its initrd", need)
         })
 }
 

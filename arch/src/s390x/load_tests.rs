@@ -59,8 +59,13 @@ fn in_little_memory_the_initrd_follows_the_kernel() {
     let (_, memory) = run(16, &image(0x20_0001, 4096), Some(5000), "").unwrap();
     assert_eq!(doubleword(&memory, 0x10408), 3 << 20);
     let error = run(4, &image(0x20_0001, 4096), Some(2 << 20), "").unwrap_err();
-    assert!(error.to_string().contains("take 5 MiB"), "{error}");
-    assert!(run(1, &image(0x20_0001, 4096), None, "").is_err());
+    assert!(error.to_string().contains("5 MiB are needed"), "{error}");
+    let error = run(1, &image(0x20_0001, 4096), None, "").unwrap_err();
+    let error = error.to_string();
+    assert!(
+        error.contains("--memory: 1 MiB do not hold this kernel: 3 MiB"),
+        "{error}"
+    );
 }
 
 #[test]
