@@ -33,7 +33,9 @@ pub const TESTS: &[Test] = &[
     test("boot-vmlinux-gzip", 150, |lab| boots(lab, "vmlinux-gzip"))
         .on(|m| m.boots("vmlinux-gzip"))
         .once(),
-    test("boot-host-kernel", 150, host_kernel).about(Difference::Pages),
+    test("boot-host-kernel", 150, host_kernel)
+        .about(Difference::Pages)
+        .lengthy(),
     test("boot-own-initrd", 150, own_initrd).once().common(),
 ];
 

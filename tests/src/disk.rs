@@ -13,7 +13,9 @@ use crate::runner::{Test, test};
 
 /// The tests of this theme.
 pub const TESTS: &[Test] = &[
-    test("disk-both-ways", 200, both_ways).about(Difference::Pages),
+    test("disk-both-ways", 200, both_ways)
+        .about(Difference::Pages)
+        .lengthy(),
     test("disk-discard-and-write-zeroes", 200, discard)
         .about(Difference::Pages)
         .common(),

@@ -9,6 +9,9 @@ pub struct Arch {
     /// Whether the matrix shows on it what all have in common; an architecture
     /// with ACPI and one with a device tree do for it.
     pub shows_common: bool,
+    /// Whether its emulator interprets each instruction, so that the matrix leaves
+    /// out on it what takes minutes there.
+    pub interpreted: bool,
     /// By what limits of time are multiplied. They are there to end what hangs,
     /// and must not end what is slow: machines of one CI differ by a factor of
     /// two, and emulators by more.
@@ -39,6 +42,7 @@ const ARCHITECTURES: &[Arch] = &[
     Arch {
         name: "x86_64",
         shows_common: true,
+        interpreted: false,
         patience: 3,
         cmdline: "",
         console: "ttyS0",
@@ -54,6 +58,7 @@ const ARCHITECTURES: &[Arch] = &[
     Arch {
         name: "aarch64",
         shows_common: true,
+        interpreted: false,
         patience: 4,
         cmdline: "",
         console: "ttyS0",
@@ -67,6 +72,7 @@ const ARCHITECTURES: &[Arch] = &[
     Arch {
         name: "ppc64le",
         shows_common: false,
+        interpreted: false,
         patience: 4,
         cmdline: "",
         console: "hvc0",
@@ -83,6 +89,7 @@ const ARCHITECTURES: &[Arch] = &[
     Arch {
         name: "riscv64",
         shows_common: false,
+        interpreted: false,
         // A guest that touches much memory was seen to take two minutes where
         // its machine had half a CPU.
         patience: 5,
@@ -110,6 +117,7 @@ const ARCHITECTURES: &[Arch] = &[
         name: "s390x",
         shows_common: false,
         // Hercules has no just-in-time compiler.
+        interpreted: true,
         patience: 8,
         // Another test of ciphers, and certificates, whose signatures take an
         // eighth of the boot to check.

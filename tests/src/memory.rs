@@ -11,17 +11,20 @@ use crate::runner::{Test, test};
 
 /// The tests of this theme.
 pub const TESTS: &[Test] = &[
-    test("memory-64m", 150, smallest).once(),
+    test("memory-64m", 150, smallest).once().lengthy(),
     test("memory-512m", 150, |lab| {
         sees(lab, "512M", 512, 64, "").map(drop)
     })
-    .about(Difference::Pages),
+    .about(Difference::Pages)
+    .lengthy(),
     test("memory-3g", 200, |lab| {
         sees(lab, "3G", 3072, 64, "").map(drop)
     })
     .once()
     .common(),
-    test("memory-above-4g", 200, above_4g).about(Difference::Pages),
+    test("memory-above-4g", 200, above_4g)
+        .about(Difference::Pages)
+        .lengthy(),
     test("memory-hugepages", 200, hugepages).about(Difference::Pages),
     test("mmu-hpt", 200, |lab| translates(lab, "hpt"))
         .on(|m| m.mmu("hpt").is_some())

@@ -35,6 +35,8 @@ pub struct Test {
     /// Whether no architecture's own code has a part in what it shows that
     /// another test does not show there.
     pub common: bool,
+    /// Whether it takes minutes where instructions are interpreted.
+    pub lengthy: bool,
     /// The test.
     pub run: fn(&Lab) -> Result,
 }
@@ -66,6 +68,14 @@ impl Test {
         }
     }
 
+    /// The same test where the emulator does not interpret each instruction.
+    pub const fn lengthy(self) -> Self {
+        Self {
+            lengthy: true,
+            ..self
+        }
+    }
+
     /// The same test on machines for which `on` holds.
     pub const fn on(self, on: fn(Machine<'_>) -> bool) -> Self {
         Self { on, ..self }
@@ -80,7 +90,9 @@ impl Test {
             Scope::Differing(what) => first || machine.differs_in(what),
             Scope::First => first,
         };
-        let on_arch = !self.common || machine.guests().is_none_or(|arch| arch.shows_common);
+        let on_arch = machine.guests().is_none_or(|arch| {
+            (arch.shows_common || !self.common) && !(arch.interpreted && self.lengthy)
+        });
         on_machine && on_arch
     }
 }
@@ -93,6 +105,7 @@ pub const fn test(name: &'static str, seconds: u64, run: fn(&Lab) -> Result) -> 
         on: |_| true,
         scope: Scope::All,
         common: false,
+        lengthy: false,
         run,
     }
 }
@@ -239,6 +252,7 @@ mod tests {
         .on(|machine| machine.arch() == "aarch64"),
         test("net-third", 60, |_| skip("no tap\nhere")).once(),
         test("net-fourth", 60, |_| panic!("oh")).common(),
+        test("net-fifth", 60, |_| Ok(())).lengthy(),
     ];
 
     fn names(line: &str, machine: &str) -> Vec<&'static str> {
@@ -248,12 +262,17 @@ mod tests {
 
     #[test]
     fn tests_are_chosen_by_machine_name_and_filter() {
-        assert_eq!(names("", "x86_64").len(), 3);
-        assert_eq!(names("", "aarch64").len(), 4);
-        assert_eq!(names("", "aarch64-16k").len(), 3);
-        assert_eq!(names("--every", "aarch64-16k").len(), 4);
-        assert_eq!(names("", "riscv64"), ["boot-first", "net-third"]);
-        assert_eq!(names("--every", "riscv64").len(), 3);
+        assert_eq!(names("", "x86_64").len(), 4);
+        assert_eq!(names("", "aarch64").len(), 5);
+        assert_eq!(names("", "aarch64-16k").len(), 4);
+        assert_eq!(names("--every", "aarch64-16k").len(), 5);
+        assert_eq!(
+            names("", "riscv64"),
+            ["boot-first", "net-third", "net-fifth"]
+        );
+        assert_eq!(names("--every", "riscv64").len(), 4);
+        assert_eq!(names("", "s390x"), ["boot-first", "net-third"]);
+        assert_eq!(names("--every", "s390x").len(), 4);
         assert_eq!(names("net-third", "aarch64-16k"), ["net-third"]);
         assert_eq!(
             names("--filter boot", "aarch64"),
@@ -302,7 +321,8 @@ mod tests {
                 "TEST boot-first PASS ",
                 "TEST boot-second FAIL ",
                 "TEST net-third SKIP no tap here",
-                "TEST net-fourth FAIL "
+                "TEST net-fourth FAIL ",
+                "TEST net-fifth PASS "
             ]
         );
         assert!(out.contains("FAILED: the test panicked: oh"), "{out}");

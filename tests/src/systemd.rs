@@ -7,7 +7,9 @@ use crate::lab::{Lab, text};
 use crate::runner::{Test, test};
 
 /// The tests of this theme.
-pub const TESTS: &[Test] = &[test("systemd-to-multi-user", 420, multi_user).once()];
+pub const TESTS: &[Test] = &[test("systemd-to-multi-user", 420, multi_user)
+    .once()
+    .lengthy()];
 
 /// Mounts the disk as an initramfs does, and hands over to systemd. A unit that
 /// is made in /run says, after multi-user.target, how things are, and powers
