@@ -137,11 +137,11 @@ fn path_description(first: u32, last: u32) -> (u16, Vec<u8>) {
     for path in wanted {
         let mut description = vec![0; size];
         let here = path == u32::from(CHANNEL_PATH);
-        // Valid; type; logical switch number; path number.
+        // Valid; logical switch number; type; path number.
         for (place, value) in description.iter_mut().zip([
             if here { 0x80 } else { 0 },
-            if here { CHANNEL_PATH_TYPE } else { 0 },
             0,
+            if here { CHANNEL_PATH_TYPE } else { 0 },
             path as u8,
         ]) {
             *place = value;
@@ -185,7 +185,7 @@ mod tests {
     fn one_path_is_there() {
         let answer = answer(&request(16, 2, [0, 1, 0]));
         assert_eq!(answer[..8], [0, 24, 0, 1, 0, 0, 0, 0]);
-        assert_eq!(answer[8..16], [0x80, 0x32, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(answer[8..16], [0x80, 0, 0x32, 0, 0, 0, 0, 0]);
         assert_eq!(answer[16..24], [0, 0, 0, 1, 0, 0, 0, 0]);
     }
 

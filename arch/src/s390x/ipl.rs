@@ -51,9 +51,9 @@ fn from_device(devno: u16) -> Vec<u8> {
             place.copy_from_slice(bytes);
         }
     };
+    // Linux knows version 0 (IPL_MAX_SUPPORTED_VERSION). Then come the length of
+    // what follows the header, and its type.
     put(0, &(CCW_SIZE as u32).to_be_bytes());
-    // Version 1; then the length of what follows the header, and its type.
-    put(7, &[1]);
     put(8, &(CCW_SIZE as u32 - 8).to_be_bytes());
     put(12, &[TYPE_CCW]);
     put(16, &ebcdic::field::<8>(""));
@@ -69,7 +69,7 @@ mod tests {
     fn a_device_is_named_by_its_number() {
         let block = IplParameters::new(Some(0x1234)).get().unwrap();
         assert_eq!(block.len(), 200);
-        assert_eq!(block[..4], [0, 0, 0, 200]);
+        assert_eq!(block[..8], [0, 0, 0, 200, 0, 0, 0, 0]);
         assert_eq!(block[8..13], [0, 0, 0, 192, 2]);
         assert_eq!(block[16..24], [0x40; 8]);
         assert_eq!(block[110..112], [0x12, 0x34]);
