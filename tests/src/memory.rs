@@ -36,7 +36,8 @@ fn translates(lab: &Lab, mmu: &str) -> Result {
     let Some(shown) = lab.machine().mmu(mmu) else {
         return fail(format!("{mmu} is not to be tried here"));
     };
-    let run = lab.run().args(&["--mmu", mmu, "--cpus", "2"]);
+    // Quietly: where KVM keeps the page table a machine's every exit is slow.
+    let run = lab.run_quietly().args(&["--mmu", mmu, "--cpus", "2"]);
     let script = "set -e
                   echo mmu=$(awk '/^MMU/ { print $3; exit }' /proc/cpuinfo)
                   echo cpus=$(nproc)
