@@ -13,6 +13,9 @@ use crate::runner::{Test, test};
 pub const TESTS: &[Test] = &[
     test("cpus-1", 150, one).once().common(),
     test("cpus-4", 200, four).about(Difference::Interrupts),
+    test("cpus-off-and-on", 150, off_and_on)
+        .on(|m| m.arch() == "ppc64le")
+        .about(Difference::Nesting),
 ];
 
 const SCRIPT: &str = "
@@ -35,11 +38,38 @@ fn four(lab: &Lab) -> Result {
     look(&out.output()?.succeeds()?, 4, "0-3")
 }
 
+/// A CPU that the guest stops and starts again works as before: where that is the
+/// VMM's to do.
+fn off_and_on(lab: &Lab) -> Result {
+    let script = "
+        set -e
+        cpu=/sys/devices/system/cpu/cpu1/online
+        for n in 1 2 3; do
+            echo 0 > $cpu
+            echo off$n=$(cat /sys/devices/system/cpu/online)
+            echo 1 > $cpu
+        done
+        echo online=$(cat /sys/devices/system/cpu/online)
+        tool cpus 200";
+    let run = lab.run_quietly().args(&["--cpus", "3"]);
+    let out = run.exec_with_tool(script).output()?.succeeds()?;
+    for n in 1..=3 {
+        equal("CPUs left online", value(&out, &format!("off{n}"))?, "0,2")?;
+    }
+    equal("CPUs online", value(&out, "online")?, "0-2")?;
+    at_work(&out, 3)
+}
+
 /// All are online, each is a core, and each was at work.
 fn look(out: &str, cpus: u64, online: &str) -> Result {
     equal("CPUs online", value(out, "online")?, online)?;
     equal("nproc", number(out, "nproc")?, cpus)?;
     equal("distinct cores", number(out, "cores")?, cpus)?;
+    at_work(out, cpus)
+}
+
+/// Each CPU worked as long as it was to.
+fn at_work(out: &str, cpus: u64) -> Result {
     for cpu in 0..cpus {
         let ticks = number(out, &format!("cpu{cpu}"))?;
         within(

@@ -340,8 +340,7 @@ pub trait KvmMachine: Send + Sync {
     ///
     /// # Errors
     /// KVM refused.
-    fn park_vcpu(&self, vcpu: &kvm::VcpuFd) -> Result<()> {
-        let _ = vcpu;
+    fn park_vcpu(&self, _vcpu: &mut kvm::VcpuFd) -> Result<()> {
         Ok(())
     }
 

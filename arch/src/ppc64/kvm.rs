@@ -15,6 +15,7 @@ use crossvisor_vmm::kvm::bindings::{
 };
 use crossvisor_vmm::kvm::{Cap, DeviceFd, Kvm, VcpuFd, VmFd};
 use crossvisor_vmm::plan::Plan;
+use rustix::io::Errno;
 
 use super::irqchip::Irqchip;
 use super::mmu::{HashTable, Mmu};
@@ -277,6 +278,21 @@ impl KvmMachine for Ppc64Machine {
             }
         }
         Ok(())
+    }
+
+    /// KVM writes the results of a hypercall into registers when it is next told
+    /// to run the vCPU, over those that a start has set: so it is told now, and to
+    /// come back at once.
+    fn park_vcpu(&self, vcpu: &mut VcpuFd) -> Result<()> {
+        vcpu.set_kvm_immediate_exit(1);
+        let left = vcpu.run().map(drop);
+        vcpu.set_kvm_immediate_exit(0);
+        match left {
+            Err(errno) if Errno::from_raw_os_error(errno.errno()) != Errno::INTR => {
+                Err(Error::io("stopping a vCPU", errno))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn dump_vcpu(&self, vcpu: &VcpuFd) -> String {

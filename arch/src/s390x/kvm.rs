@@ -230,7 +230,7 @@ impl KvmMachine for S390xMachine {
             .map_err(|errno| Error::io(format!("starting vCPU {index}"), errno))
     }
 
-    fn park_vcpu(&self, vcpu: &VcpuFd) -> Result<()> {
+    fn park_vcpu(&self, vcpu: &mut VcpuFd) -> Result<()> {
         self.set_state(vcpu, KVM_MP_STATE_STOPPED)
             .map_err(|errno| Error::io("stopping a vCPU", errno))
     }

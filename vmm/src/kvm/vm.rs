@@ -422,7 +422,7 @@ impl Vcpu for KvmVcpu {
     }
 
     fn park(&mut self) -> Result<()> {
-        kvm_side(self.machine.as_ref())?.park_vcpu(&self.fd)
+        kvm_side(self.machine.as_ref())?.park_vcpu(&mut self.fd)
     }
 
     fn run(&mut self, handle: &mut dyn FnMut(Exit<'_>)) -> Result<()> {
