@@ -154,11 +154,11 @@ fn ccw(lab: &Lab) -> Result {
     contains("the disk that it was loaded from", place, device)?;
     equal("the VM's name", value(&out, "name")?, "crossvisor")?;
     ensure(value(&out, "uuid")?.len() == 36, || "no UUID".into())?;
-    // Console, disk, entropy, by their types.
+    // Disk, console, entropy, by their types.
     equal(
         "control units",
         value(&out, "units")?,
-        "3832/03 3832/02 3832/04",
+        "3832/02 3832/03 3832/04",
     )?;
     equal("the channel path", value(&out, "path")?, "32 online")?;
     contains("where the disk is", place, "/css0/0.0.")?;
