@@ -59,7 +59,8 @@ pub struct AdapterIndicator {
     pub address: u64,
     /// The bit, from there.
     pub bit: u64,
-    /// Guest-physical address of the byte that says that some bit is set.
+    /// Guest-physical address of the byte whose last bit says that some bit is
+    /// set.
     pub summary: u64,
     /// Interruption subclass, 0 to 7.
     pub subclass: u8,

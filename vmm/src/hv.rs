@@ -44,6 +44,8 @@ pub enum Route {
         bit: u64,
         /// Guest-physical address of the byte that says that some bit is set.
         summary: u64,
+        /// Which bit of that byte says it, the leftmost being 0.
+        summary_bit: u32,
     },
 }
 

@@ -211,14 +211,22 @@ impl Machine for S390xMachine {
         None
     }
 
-    /// Each interruption subclass has an adapter of its number.
+    /// Each interruption subclass has an adapter of its number. KVM maps the
+    /// page of the address alone and, before Linux 7.0, sets the bit wherever
+    /// the guest says that it is from there (`adapter_indicators_set`): one in
+    /// another page has no route.
     fn route_adapter(&self, indicator: AdapterIndicator) -> Option<Route> {
+        const PAGE: u64 = 4096;
+        /// The byte's last.
+        const SUMMARY_BIT: u32 = 7;
         let routed = self.host.has("KVM_CAP_IRQFD") && self.host.has("KVM_CAP_S390_IRQCHIP");
-        routed.then_some(Route::Adapter {
+        let in_page = indicator.bit / 8 < PAGE - indicator.address % PAGE;
+        (routed && in_page).then_some(Route::Adapter {
             adapter: indicator.subclass.into(),
             address: indicator.address,
             bit: indicator.bit,
             summary: indicator.summary,
+            summary_bit: SUMMARY_BIT,
         })
     }
 
@@ -237,5 +245,31 @@ impl Machine for S390xMachine {
 
     fn kvm(&self) -> Option<&dyn KvmMachine> {
         kvm_machine(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What KVM would set somewhere else in the host's memory has no route.
+    #[test]
+    fn indicators_with_routes_are_in_the_page_of_their_address() {
+        let host = host::typical();
+        let machine = S390x.machine(&VmConfig::default(), &host).unwrap();
+        let routed = |address, bit| {
+            let indicator = AdapterIndicator {
+                address,
+                bit,
+                summary: 0x8000,
+                subclass: 3,
+            };
+            machine.route_adapter(indicator).is_some()
+        };
+        assert!(routed(0x5000, 0) && routed(0x5000, 4096 * 8 - 1));
+        assert!(routed(0x5ff8, 63) && !routed(0x5ff8, 64));
+        for beyond in [4096 * 8, 1 << 40, u64::MAX] {
+            assert!(!routed(0x5000, beyond), "{beyond:#x}");
+        }
     }
 }

@@ -385,14 +385,14 @@ fn routing_entry(gsi: u32, route: &Route) -> Option<kvm_irq_routing_entry> {
             address,
             bit,
             summary,
+            summary_bit,
         } => {
             entry.type_ = KVM_IRQ_ROUTING_S390_ADAPTER;
             entry.u.adapter.adapter_id = adapter;
             entry.u.adapter.ind_addr = address;
             entry.u.adapter.ind_offset = bit;
             entry.u.adapter.summary_addr = summary;
-            // The bit that the driver looks at is the byte's last.
-            entry.u.adapter.summary_offset = 7;
+            entry.u.adapter.summary_offset = summary_bit;
         }
     }
     Some(entry)
