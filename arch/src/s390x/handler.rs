@@ -302,7 +302,7 @@ impl Handler {
         if let Some(irb) = irb {
             let bytes: [u8; Irb::SIZE] = irb.bytes();
             cpu.write(address, operand(ipb).base, &bytes)?;
-            self.css.accept_status(id);
+            self.css.accept_status(id, &irb);
         }
         Ok(condition)
     }

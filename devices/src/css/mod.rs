@@ -15,7 +15,7 @@ mod program;
 pub mod schib;
 mod subchannel;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -48,6 +48,11 @@ const SUBSYSTEM_ID_ONE: u32 = 0x0001_0000;
 pub const fn subsystem_id(number: u16) -> u32 {
     SUBSYSTEM_ID_ONE | number as u32
 }
+
+/// How many channel-report words wait at most.
+const MAX_REPORTS: usize = 16;
+/// In a channel-report word: the ones after it are lost (bit 2, overflow).
+const REPORTS_LOST: u32 = 0x2000_0000;
 
 /// Interrupts of a channel subsystem.
 pub trait ChannelInterrupts: Send + Sync {
@@ -154,7 +159,7 @@ pub struct ChannelSubsystem {
     /// By subchannel number, without gaps: the guest stops looking at the
     /// first that is not there.
     subchannels: RwLock<BTreeMap<u16, Arc<Subchannel>>>,
-    reports: Mutex<Vec<u32>>,
+    reports: Mutex<VecDeque<u32>>,
 }
 
 impl ChannelSubsystem {
@@ -267,10 +272,11 @@ impl ChannelSubsystem {
         })
     }
 
-    /// TEST SUBCHANNEL, once the block of [`test`](Self::test) is stored.
-    pub fn accept_status(&self, id: u64) {
+    /// TEST SUBCHANNEL, once `irb`, the block of [`test`](Self::test), is
+    /// stored.
+    pub fn accept_status(&self, id: u64, irb: &Irb) {
         if let Ok(Some(subchannel)) = self.find(id) {
-            subchannel.accept_status();
+            subchannel.accept_status(irb);
         }
     }
 
@@ -328,9 +334,22 @@ impl ChannelSubsystem {
         }
     }
 
-    /// Puts a channel-report word into the queue and announces it.
+    /// Puts a channel-report word into the queue and announces it. When the
+    /// queue is full, the last word in it says that more were lost (Principles of
+    /// Operation, chapter 17, "Channel-Report Word", bit R).
     pub fn report(&self, word: u32) {
-        self.reports().push(word);
+        {
+            let mut reports = self.reports();
+            match reports.len() < MAX_REPORTS {
+                true => reports.push_back(word),
+                false => {
+                    if let Some(last) = reports.back_mut() {
+                        *last |= REPORTS_LOST;
+                    }
+                    return;
+                }
+            }
+        }
         if let Err(error) = self.interrupts.channel_report() {
             log::warn!("cannot announce a channel report: {error}");
         }
@@ -338,19 +357,18 @@ impl ChannelSubsystem {
 
     /// STORE CHANNEL REPORT WORD: the condition code and the word to store.
     pub fn take_report(&self) -> (ConditionCode, u32) {
-        let mut reports = self.reports();
-        match reports.is_empty() {
-            true => (1, 0),
-            false => (0, reports.remove(0)),
+        match self.reports().pop_front() {
+            None => (1, 0),
+            Some(word) => (0, word),
         }
     }
 
     /// Puts back a word whose storing failed.
     pub fn return_report(&self, word: u32) {
-        self.reports().insert(0, word);
+        self.reports().push_front(word);
     }
 
-    fn reports(&self) -> MutexGuard<'_, Vec<u32>> {
+    fn reports(&self) -> MutexGuard<'_, VecDeque<u32>> {
         self.reports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

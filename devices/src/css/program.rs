@@ -11,9 +11,10 @@ use super::subchannel::SENSE_SIZE;
 use super::{Answer, ControlUnit};
 use crate::GuestMem;
 
-/// How many CCWs a program may have that transfers control in circles without
-/// an end. A channel would run it for ever; the CPU that started it waits here.
-const MAX_CCWS: u32 = 1 << 16;
+/// How many CCWs a program may execute: a dozen times what one for the devices
+/// here takes. A channel would run one that goes in circles for ever; the CPU
+/// that started it waits here, for commands that may start and stop threads.
+const MAX_CCWS: u32 = 256;
 
 /// The data areas of one command, in order, with data chaining and indirect
 /// addresses followed already.

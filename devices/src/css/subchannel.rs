@@ -1,7 +1,7 @@
 //! One subchannel: its state, and what each I/O instruction does to it
 //! (Principles of Operation, chapters 14 and 16).
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::program::{Ended, Program};
 use super::schib::{Irb, Orb, Pmcw, Schib, Scsw, status};
@@ -16,7 +16,8 @@ struct State {
     scsw: Scsw,
     orb: Orb,
     sense: [u8; SENSE_SIZE],
-    /// A channel program runs right now, on the thread of another CPU.
+    /// A channel program runs right now, on the thread of another CPU; or a
+    /// reset is on its way, and none may begin.
     running: bool,
     /// HALT or CLEAR SUBCHANNEL came while it ran.
     halted: u16,
@@ -32,6 +33,8 @@ pub struct Subchannel {
     interrupts: Arc<dyn ChannelInterrupts>,
     unit: OnceLock<Arc<dyn ControlUnit>>,
     state: Mutex<State>,
+    /// The channel program has ended.
+    ended: Condvar,
 }
 
 impl Subchannel {
@@ -48,6 +51,7 @@ impl Subchannel {
             interrupts,
             unit: OnceLock::new(),
             state: Mutex::new(initial(devno)),
+            ended: Condvar::new(),
         }
     }
 
@@ -191,6 +195,7 @@ impl Subchannel {
         if std::mem::take(&mut state.alert) {
             self.present_alert(&mut state);
         }
+        self.ended.notify_all();
     }
 
     fn finish(&self, state: &mut State, ended: &Ended) {
@@ -332,11 +337,16 @@ impl Subchannel {
         (if pending { 0 } else { 1 }, Some(irb))
     }
 
-    /// Takes the status away that TEST SUBCHANNEL has stored.
-    pub(super) fn accept_status(&self) {
+    /// Takes the status away that TEST SUBCHANNEL has stored in `irb`, unless
+    /// another CPU has taken it and there is a new one.
+    pub(super) fn accept_status(&self, irb: &Irb) {
         let mut state = self.lock();
         let control = state.scsw.control;
-        if control & status::PENDING == 0 {
+        let stored = Scsw {
+            flags: state.scsw.flags,
+            ..irb.scsw
+        };
+        if control & status::PENDING == 0 || state.scsw != stored {
             return;
         }
         // What is cleared depends on what the status was: a status that is
@@ -361,13 +371,25 @@ impl Subchannel {
         }
     }
 
-    /// Resets the subchannel and its device.
+    /// Resets the subchannel and its device, after the end of a channel program
+    /// that another CPU has started, or it would go on with what is reset.
     pub(super) fn reset(&self) {
+        let mut state = self.lock();
+        while state.running {
+            state = self
+                .ended
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        state.running = true;
+        state.pmcw.flags &= !Pmcw::ENABLED;
+        drop(state);
         if let Some(unit) = self.unit() {
             unit.reset();
         }
         self.interrupts.withdraw(self.id());
         *self.lock() = initial(self.devno);
+        self.ended.notify_all();
     }
 }
 

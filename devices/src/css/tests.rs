@@ -1,3 +1,7 @@
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::Duration;
+
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::ccw::{Check, command, flag};
@@ -5,18 +9,23 @@ use super::schib::{Pmcw, half, status, word};
 use super::*;
 
 /// A device with a command that reads a pattern, one that takes what is
-/// written, and nothing else.
+/// written, one that says that it has begun and waits for a word, and nothing
+/// else.
 #[derive(Default)]
 struct Unit {
     written: Mutex<Vec<u8>>,
     resets: Mutex<u32>,
     disabled: Mutex<u32>,
     rung: Mutex<Vec<u32>>,
+    hold: Mutex<Option<(Sender<()>, Receiver<()>)>>,
+    /// How much had been written when the last reset came.
+    before_reset: Mutex<usize>,
 }
 
 const READ: u8 = 0x02;
 const WRITE: u8 = 0x01;
 const CONTROL: u8 = 0x07;
+const HOLD: u8 = 0x0b;
 
 impl ControlUnit for Unit {
     fn sense_id(&self) -> SenseId {
@@ -36,12 +45,20 @@ impl ControlUnit for Unit {
                 Ok(Answer::Done)
             }
             CONTROL => Ok(Answer::Done),
+            HOLD => {
+                let hold = self.hold.lock().unwrap().take();
+                let (begun, word) = hold.unwrap();
+                begun.send(()).unwrap();
+                word.recv().unwrap();
+                Ok(Answer::Done)
+            }
             _ => Ok(Answer::UnitCheck(SENSE_COMMAND_REJECT)),
         }
     }
 
     fn reset(&self) {
         *self.resets.lock().unwrap() += 1;
+        *self.before_reset.lock().unwrap() = self.written.lock().unwrap().len();
     }
 
     fn disabled(&self) {
@@ -159,8 +176,9 @@ impl Setup {
     fn tested(&self) -> [u8; Irb::SIZE] {
         let (code, irb) = self.css.test(ID).unwrap();
         assert_eq!(code, 0);
-        self.css.accept_status(ID);
-        irb.unwrap().bytes()
+        let irb = irb.unwrap();
+        self.css.accept_status(ID, &irb);
+        irb.bytes()
     }
 
     fn data<const N: usize>(&self, address: u32) -> [u8; N] {
@@ -521,6 +539,71 @@ fn reports_are_queued() {
     assert_eq!(s.css.take_report(), (0, 0x0404_0000));
     assert_eq!(s.css.take_report(), (0, 7));
     assert_eq!(s.css.take_report(), (1, 0));
+}
+
+#[test]
+fn the_last_report_that_fits_says_that_others_are_lost() {
+    let s = setup();
+    for _ in 0..1000 {
+        assert_eq!(s.css.reset_path(0), Ok(0));
+    }
+    let reports: Vec<u32> = std::iter::from_fn(|| match s.css.take_report() {
+        (0, word) => Some(word),
+        _ => None,
+    })
+    .collect();
+    assert_eq!(reports.len(), 16);
+    assert_eq!(reports[14], 0x0404_0000);
+    assert_eq!(reports[15], 0x2404_0000);
+}
+
+#[test]
+fn a_program_in_circles_ends() {
+    let s = setup();
+    let circle = [
+        ccw(CONTROL, flag::CHAIN_COMMAND, 0, 0),
+        ccw(0x08, 0, 0, PROGRAM),
+    ];
+    let irb = s.run(&circle);
+    assert_eq!(irb[9], status::PROGRAM_CHECK);
+}
+
+/// Or the device would go on with what is reset.
+#[test]
+fn a_reset_waits_for_the_program_that_another_cpu_runs() {
+    let s = setup();
+    let (begun, has_begun) = channel();
+    let (word, wait) = channel();
+    *s.unit.hold.lock().unwrap() = Some((begun, wait));
+    s.write(&[ccw(HOLD, flag::CHAIN_COMMAND, 0, 0), ccw(WRITE, 0, 4, DATA)]);
+    thread::scope(|scope| {
+        scope.spawn(|| s.css.start(ID, &Setup::orb(Orb::FORMAT_1)));
+        has_begun.recv().unwrap();
+        let reset = scope.spawn(|| s.css.reset());
+        // Time for one that does not wait.
+        thread::sleep(Duration::from_millis(20));
+        word.send(()).unwrap();
+        reset.join().unwrap();
+    });
+    assert_eq!(*s.unit.before_reset.lock().unwrap(), 4);
+    // Disabled, with no status left.
+    assert_eq!(s.css.test(ID).unwrap().0, 3);
+    assert_eq!(s.enable(0x2880), Ok(0));
+    assert_eq!(s.css.test(ID).unwrap().0, 1);
+}
+
+#[test]
+fn status_that_is_newer_than_what_was_stored_stays() {
+    let s = setup();
+    s.write(&[ccw(CONTROL, 0, 0, 0)]);
+    assert_eq!(s.css.start(ID, &Setup::orb(Orb::FORMAT_1)), Ok(0));
+    let (_, irb) = s.css.test(ID).unwrap();
+    // Another CPU is quicker, and clears.
+    assert_eq!(s.css.clear(ID), Ok(0));
+    s.css.accept_status(ID, &irb.unwrap());
+    let (code, irb) = s.css.test(ID).unwrap();
+    let control = half(&irb.unwrap().bytes(), 2);
+    assert_eq!((code, control), (0, status::CLEAR | status::PENDING));
 }
 
 #[test]

@@ -112,8 +112,9 @@ impl Setup {
         assert_eq!(self.css.start(ID, &orb), Ok(0));
         let (code, irb) = self.css.test(ID).unwrap();
         assert_eq!(code, 0);
-        self.css.accept_status(ID);
-        let irb = irb.unwrap().bytes();
+        let irb = irb.unwrap();
+        self.css.accept_status(ID, &irb);
+        let irb = irb.bytes();
         let mut after = vec![0; data.len()];
         mem.read_slice(&mut after, GuestAddress(DATA)).unwrap();
         (irb[8], irb[9], after)
@@ -274,9 +275,10 @@ fn classic_indicators_count_from_the_right() {
     // One status is pending, and so one interrupt.
     assert_eq!(*s.interrupts.subchannel.lock().unwrap(), before + 1);
     let (_, irb) = s.css.test(ID).unwrap();
-    let control = half(&irb.unwrap().bytes(), 2);
+    let irb = irb.unwrap();
+    let control = half(&irb.bytes(), 2);
     assert_eq!(control, status::ALERT | status::PENDING);
-    s.css.accept_status(ID);
+    s.css.accept_status(ID, &irb);
     link.config_changed().unwrap();
     assert_eq!(s.byte(0x800f), 1);
     assert_eq!(*s.interrupts.subchannel.lock().unwrap(), before + 2);
