@@ -146,6 +146,12 @@ pub trait ExitHandler: Send + Sync {
     /// is answered in the architecture's own way; an exit that KVM should not
     /// have handed over ends the VM with [`End::Crash`](crate::exit::End::Crash).
     fn handle(&self, vcpu: u32, exit: ArchExit<'_>) -> Action;
+
+    /// vCPU `vcpu`, which was held back or parked, has its registers and runs:
+    /// from here on the hypervisor takes interrupts for it.
+    fn started(&self, vcpu: u32) {
+        let _ = vcpu;
+    }
 }
 
 /// For machines all of whose exits are the core's.

@@ -168,6 +168,7 @@ impl Shared {
         };
         'start: while let Some(registers) = gate.wait() {
             vcpu.start(registers.as_ref())?;
+            self.handler.started(index);
             while !self.stopping.load(Ordering::Acquire) && !self.power.ended() {
                 let mut action = Action::Continue;
                 vcpu.run(&mut |exit| action = self.handle(index, exit))?;

@@ -17,6 +17,10 @@ mod function {
     pub const VIRTIO: u16 = 0x500;
 }
 
+/// KVM_DEV_FLIC_CLEAR_IRQS: takes back every interruption that no CPU has taken
+/// (Documentation/virt/kvm/devices/s390_flic.rst).
+const FLIC_CLEAR_IRQS: u32 = 3;
+
 /// Return codes of DIAGNOSE 0x308.
 mod ipl_code {
     pub const DONE: u64 = 0x0001;
@@ -152,12 +156,18 @@ fn write_real(cpu: &Cpu<'_>, address: u64, data: &[u8]) -> Result<()> {
 }
 
 /// Resets everything but memory, and goes on with the PSW at absolute address
-/// 0: how a kernel starts another one by itself.
+/// 0: how a kernel starts another one by itself. The other CPUs have stopped
+/// before what they may be using is reset.
 fn load_normal(handler: &Handler, cpu: &Cpu<'_>) -> Result<Action> {
-    handler
+    let stopped = handler
         .cpus
-        .reset_others(cpu.address)
-        .map_err(|error| Stop::Failed(format!("stopping the other CPUs: {error}")))?;
+        .reset_others(cpu.address, || handler.power.ended());
+    if !stopped.map_err(|error| Stop::Failed(format!("stopping the other CPUs: {error}")))? {
+        return Ok(Action::Continue);
+    }
+    handler.watchdog.cancel();
+    let cleared = handler.vm.set_controller(FLIC_CLEAR_IRQS, 0, &[]);
+    cleared.map_err(|error| Stop::Failed(format!("KVM_DEV_FLIC_CLEAR_IRQS: {error}")))?;
     handler.css.reset();
     handler.sclp.reset();
     let memory = cpu.memory.memory();

@@ -1,3 +1,5 @@
+use std::thread;
+
 use crossvisor_vmm::exit::{Action, End};
 
 use super::super::testing::{Bench, MEMORY, Regs};
@@ -64,19 +66,71 @@ fn loading_again_is_a_reset() {
     }
 }
 
-#[test]
-fn a_load_normal_reset_goes_on_at_absolute_0() {
-    let bench = Bench::new(2);
-    bench.handler.css.add(1).unwrap();
-    bench.write(0, &0x0008_0000_8012_3456_u64.to_be_bytes());
+/// SIGP of CPU 0 to CPU 1, without a parameter.
+fn sigp(bench: &Bench, order: u32) -> Action {
     let mut regs = Regs::with(&[(4, 1)]);
-    let Action::Start { vcpu, registers } = diagnose(&bench, 0x308, &mut regs) else {
+    bench.instruction(0xae24, order << 16, &mut regs)
+}
+
+#[test]
+fn a_load_normal_reset_stops_and_resets_the_rest() {
+    let bench = Bench::new(2);
+    let handler = &bench.handler;
+    handler.css.add(1).unwrap();
+    handler.css.report(7);
+    assert!(handler.watchdog.set(60, true).unwrap());
+    assert!(matches!(sigp(&bench, 0x04), Action::Start { vcpu: 1, .. }));
+    handler.cpus.started(1);
+    bench.write(0, &0x0008_0000_8012_3456_u64.to_be_bytes());
+    let told = || !bench.vm.record().injected.is_empty();
+    let action = thread::scope(|scope| {
+        let loads = scope.spawn(|| diagnose(&bench, 0x308, &mut Regs::with(&[(4, 1)])));
+        while !told() {
+            thread::yield_now();
+        }
+        // Nothing is reset while the other CPU may use it.
+        assert!(bench.vm.record().attributes.is_empty());
+        let stops = bench.intercept(1, 0x28, 0, 0, &mut Regs::with(&[(5, 0x55)]));
+        assert_eq!(stops, Action::Park);
+        loads.join().unwrap()
+    });
+    let Action::Start { vcpu, registers } = action else {
         panic!();
     };
     assert_eq!(vcpu, 0);
     assert_eq!(registers.get("psw_mask"), Some(0x8000_0000));
     assert_eq!(registers.get("psw_addr"), Some(0x12_3456));
-    assert_eq!(registers.0.len(), 2, "the others are reset");
+    assert_eq!(registers.0.len(), 2, "this CPU is reset");
+    assert_eq!(bench.vm.record().attributes, [(3, 0, vec![])]);
+    assert!(!handler.watchdog.cancel());
+    assert_eq!(handler.css.take_report(), (1, 0));
+    handler.cpus.started(0);
+    let Action::Start { registers, .. } = sigp(&bench, 0x04) else {
+        panic!();
+    };
+    assert!(registers.0.is_empty(), "the other CPU is reset");
+}
+
+#[test]
+fn of_two_resets_at_once_one_prevails() {
+    let bench = Bench::new(2);
+    sigp(&bench, 0x04);
+    bench.handler.cpus.started(1);
+    let told = || !bench.vm.record().injected.is_empty();
+    thread::scope(|scope| {
+        let first = scope.spawn(|| diagnose(&bench, 0x308, &mut Regs::with(&[(4, 1)])));
+        while !told() {
+            thread::yield_now();
+        }
+        let mut regs = Regs::with(&[(4, 1)]);
+        let second = bench.intercept(1, 4, 0x8324, 0x308 << 16, &mut regs);
+        assert_eq!(second, Action::Continue, "it is told to stop");
+        bench.intercept(1, 0x28, 0, 0, &mut regs);
+        assert!(matches!(
+            first.join().unwrap(),
+            Action::Start { vcpu: 0, .. }
+        ));
+    });
 }
 
 #[test]

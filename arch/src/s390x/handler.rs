@@ -9,6 +9,7 @@ use crossvisor_devices::css::{ChannelSubsystem, Irb, Orb, Refusal, Schib};
 use crossvisor_vmm::arch::ExitHandler;
 use crossvisor_vmm::exit::{Action, ArchExit, End, RUN_UNION_SIZE};
 use crossvisor_vmm::hv;
+use crossvisor_vmm::power::Power;
 
 use super::cpu::{Cpu, Result, Stop};
 use super::interrupt::{self, program};
@@ -95,6 +96,7 @@ pub struct Handler {
     pub(super) cpus: Cpus,
     pub(super) ipl: IplParameters,
     pub(super) watchdog: Watchdog,
+    pub(super) power: Power,
     pub(super) identity: Identity,
     pub(super) count: u32,
 }
@@ -152,6 +154,10 @@ impl ExitHandler for Handler {
             Err(Stop::Failed(why)) => crash(vcpu, &why),
         }
     }
+
+    fn started(&self, vcpu: u32) {
+        self.cpus.started(vcpu);
+    }
 }
 
 fn crash(vcpu: u32, why: &str) -> Action {
@@ -164,9 +170,10 @@ impl Handler {
         let (code, ipa, ipb) = (fields.byte(0), fields.half(2), fields.word(4));
         match code {
             intercept::INSTRUCTION => self.instruction(cpu, ipa, ipb),
-            intercept::WAIT => Ok(Action::End(waits_for_ever(cpu))),
+            intercept::WAIT => Ok(self.cpus.waits(cpu, waits_for_ever(cpu))),
             intercept::STOP => Ok(self.cpus.stopped(cpu)),
-            intercept::OPERATION => Err(Stop::Program(program::OPERATION)),
+            // KVM injects one itself, unless that leads to the next.
+            intercept::OPERATION => Ok(loops(cpu, "an operation exception")),
             intercept::PROGRAM => Ok(loops(cpu, "a program interruption")),
             intercept::EXTERNAL => Ok(loops(cpu, "an external interruption")),
             intercept::IO => Ok(loops(cpu, "an I/O interruption")),

@@ -33,7 +33,7 @@ fn waits_are_told_apart() {
 
 #[test]
 fn loops_and_exits_that_are_not_there_are_crashes() {
-    for code in [0x08, 0x14, 0x18, 0x7c] {
+    for code in [0x08, 0x14, 0x18, 0x2c, 0x7c] {
         let action = bench().intercept(0, code, 0, 0, &mut Regs::default());
         assert!(matches!(action, Action::End(End::Crash(_))), "{code:#x}");
     }

@@ -221,8 +221,12 @@ impl KvmMachine for S390xMachine {
         index: u32,
         registers: Option<&RegisterState>,
     ) -> Result<()> {
-        let failed = |errno| Error::io(format!("starting vCPU {index}"), errno);
-        vcpu.initial_reset().map_err(failed)?;
+        // A CPU that was only stopped keeps what is pending for it.
+        let kept = registers.is_some_and(registers::is_whole);
+        if !kept {
+            vcpu.initial_reset()
+                .map_err(|errno| Error::io(format!("resetting vCPU {index}"), errno))?;
+        }
         if let Some(registers) = registers {
             self.set_registers(vcpu, registers)?;
         }
@@ -258,10 +262,9 @@ impl S390xMachine {
     fn set_registers(&self, vcpu: &mut VcpuFd, registers: &RegisterState) -> Result<()> {
         let value = |name| registers.get(name).unwrap_or(0);
         vcpu.set_psw(value(registers::PSW_MASK), value(registers::PSW_ADDRESS));
-        // What is not named stays as the reset left it: only after a run does
-        // the page have that, so the rest is read first.
-        let partial = registers.0.len() <= 3;
-        if partial {
+        // What is not named stays as the reset left it, which the page has only
+        // after a run.
+        if !registers::is_whole(registers) {
             return self.set_prefix(vcpu, registers);
         }
         let vector = self.has_vector();

@@ -198,6 +198,7 @@ impl Machine for S390xMachine {
             sclp,
             ipl: self.ipl.clone(),
             watchdog: Watchdog::new(wiring.power()),
+            power: wiring.power(),
             identity: self.identity.clone(),
             count: self.plan.cpus,
         }))

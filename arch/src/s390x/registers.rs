@@ -184,6 +184,12 @@ pub fn save(psw: [u64; 2], sync: &[u8; SYNC_REGS_SIZE], vector: bool) -> Registe
     RegisterState(registers)
 }
 
+/// Whether the state has every register: it was saved, not made for a CPU that
+/// is reset.
+pub fn is_whole(state: &RegisterState) -> bool {
+    state.get(FPC).is_some()
+}
+
 /// Sets `name` in a state.
 pub fn assign(state: &mut RegisterState, name: &'static str, value: u64) {
     match state.0.iter_mut().find(|(other, _)| *other == name) {
@@ -220,6 +226,10 @@ mod tests {
                 (Some(1), Some(2))
             );
         }
+        assert!(is_whole(&save([0; 2], &[0; SYNC_REGS_SIZE], false)));
+        let mut reset = RegisterState::default();
+        assign(&mut reset, PREFIX, 0x2000);
+        assert!(!is_whole(&reset));
         assert_eq!(place("r16", true), None);
         assert_eq!(place("v3_right", false), None);
     }

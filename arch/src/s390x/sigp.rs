@@ -5,7 +5,8 @@
 //! call). The others change the state of a CPU, which is kept here: while a CPU
 //! is stopped, its registers are data, and whoever starts it hands them over.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crossvisor_devices::GuestMem;
 use crossvisor_vmm::arch::RegisterState;
@@ -38,10 +39,15 @@ mod status {
     pub const INVALID_ORDER: u32 = 0x002;
 }
 
-/// In a CPU's prefix area: the restart old and new PSW, and the save area.
+/// In a CPU's prefix area: the restart old and new PSW.
 const RESTART_OLD: u64 = 0x120;
 const RESTART_NEW: u64 = 0x1a0;
+/// Absolute addresses where the store-status operation stores: the status, and
+/// which architecture it is of, z/Architecture being 1 ("Store Status").
 const SAVE_AREA: u64 = 0x1200;
+const ARCHITECTURE_ID: u64 = 163;
+/// How often a CPU that waits for the others looks whether the VM is over.
+const LOOK: Duration = Duration::from_millis(20);
 /// Size and alignment of the area for additional status.
 const ADDITIONAL_AREA: u64 = 1024;
 
@@ -56,20 +62,39 @@ struct Then {
 
 #[derive(Debug)]
 enum State {
+    /// Told to start; its thread is not there yet, and the hypervisor, for which
+    /// it is stopped, would drop what it was told.
+    Starting,
     Operating,
     /// Told to stop; it has not left the guest yet.
     Stopping(Then),
     Stopped(RegisterState),
+    /// It waits and takes no interruptions: what that means if no other CPU
+    /// ever does anything, and its registers.
+    Waiting(End, RegisterState),
 }
 
-/// How an order went: nothing more to say, or status to store.
-type Ordered = std::result::Result<Option<Action>, u32>;
+/// Why an order is not accepted.
+enum Refused {
+    /// Status to store.
+    Status(u32),
+    /// An order that came before has not been carried out.
+    Busy,
+}
+
+/// How an order went.
+type Ordered = std::result::Result<Option<Action>, Refused>;
+
+const INCORRECT_STATE: Refused = Refused::Status(status::INCORRECT_STATE);
+const INVALID_PARAMETER: Refused = Refused::Status(status::INVALID_PARAMETER);
+const INVALID_ORDER: Refused = Refused::Status(status::INVALID_ORDER);
 
 /// The CPUs of a machine.
 pub struct Cpus {
     vm: Arc<dyn hv::Vm>,
     memory: GuestMem,
     states: Mutex<Vec<State>>,
+    changed: Condvar,
     /// Whether vector registers are there.
     vector: bool,
 }
@@ -86,6 +111,7 @@ impl Cpus {
             vm,
             memory,
             states: Mutex::new((0..count).map(state).collect()),
+            changed: Condvar::new(),
             vector,
         }
     }
@@ -117,9 +143,13 @@ impl Cpus {
                 cpu.set_condition(0);
                 Ok(action.unwrap_or(Action::Continue))
             }
-            Err(status) => {
+            Err(Refused::Status(status)) => {
                 cpu.set_general_word(r1, status);
                 cpu.set_condition(1);
+                Ok(Action::Continue)
+            }
+            Err(Refused::Busy) => {
+                cpu.set_condition(2);
                 Ok(Action::Continue)
             }
         }
@@ -136,13 +166,15 @@ impl Cpus {
         Ok(match code {
             order::START => match state {
                 State::Stopped(_) => Ok(self.start(state, target)),
-                _ => Ok(None),
+                State::Stopping(_) => Err(Refused::Busy),
+                State::Starting | State::Operating | State::Waiting(..) => Ok(None),
             },
             order::RESTART => match state {
-                State::Stopped(registers) => {
+                State::Stopped(registers) | State::Waiting(_, registers) => {
                     self.restart(registers);
                     Ok(self.start(state, target))
                 }
+                State::Starting => Err(Refused::Busy),
                 State::Operating => {
                     self.vm.inject(Some(target), &interrupt::restart())?;
                     Ok(None)
@@ -177,20 +209,20 @@ impl Cpus {
                             register::assign(registers, register::PREFIX, prefix);
                             Ok(None)
                         }
-                        false => Err(status::INVALID_PARAMETER),
+                        false => Err(INVALID_PARAMETER),
                     }
                 }
-                _ => Err(status::INCORRECT_STATE),
+                _ => Err(INCORRECT_STATE),
             },
             order::STORE_STATUS_AT_ADDRESS => match state {
                 State::Stopped(registers) => {
                     let address = parameter & 0x7fff_fe00;
                     match self.store_status(registers, address) {
                         true => Ok(None),
-                        false => Err(status::INVALID_PARAMETER),
+                        false => Err(INVALID_PARAMETER),
                     }
                 }
-                _ => Err(status::INCORRECT_STATE),
+                _ => Err(INCORRECT_STATE),
             },
             // With vector registers, but no guarded storage, the area is of the
             // smallest size, which the last bits say by being zero.
@@ -199,20 +231,20 @@ impl Cpus {
                     let aligned = parameter.is_multiple_of(ADDITIONAL_AREA);
                     match aligned && self.store_vectors(registers, parameter) {
                         true => Ok(None),
-                        false => Err(status::INVALID_PARAMETER),
+                        false => Err(INVALID_PARAMETER),
                     }
                 }
-                _ => Err(status::INCORRECT_STATE),
+                _ => Err(INCORRECT_STATE),
             },
             // All CPUs are in the z/Architecture mode, and stay there.
-            order::SET_ARCHITECTURE => Err(status::INVALID_PARAMETER),
-            _ => Err(status::INVALID_ORDER),
+            order::SET_ARCHITECTURE => Err(INVALID_PARAMETER),
+            _ => Err(INVALID_ORDER),
         })
     }
 
     fn start(&self, state: &mut State, target: u32) -> Option<Action> {
-        match std::mem::replace(state, State::Operating) {
-            State::Stopped(registers) => Some(Action::Start {
+        match std::mem::replace(state, State::Starting) {
+            State::Stopped(registers) | State::Waiting(_, registers) => Some(Action::Start {
                 vcpu: target,
                 registers,
             }),
@@ -236,14 +268,22 @@ impl Cpus {
                 before.restart = false;
             }
             State::Stopped(registers) => self.settle(registers, then),
+            State::Waiting(_, registers) => {
+                let mut registers = std::mem::take(registers);
+                self.settle(&mut registers, then);
+                *state = State::Stopped(registers);
+            }
+            State::Starting => return Ok(Err(Refused::Busy)),
         }
         Ok(Ok(None))
     }
 
     fn settle(&self, registers: &mut RegisterState, then: Then) {
         if then.store_status {
-            let prefix = registers.get(register::PREFIX).unwrap_or(0);
-            self.store_status(registers, prefix + SAVE_AREA);
+            let memory = self.memory.memory();
+            // Both are in RAM, which begins at 0.
+            let _ = memory.write_obj(1_u8, GuestAddress(ARCHITECTURE_ID));
+            self.store_status(registers, SAVE_AREA);
         }
         if then.reset {
             *registers = RegisterState::default();
@@ -261,42 +301,109 @@ impl Cpus {
             State::Stopping(then) => *then,
             _ => Then::default(),
         };
-        let psw = [cpu.psw_mask(), cpu.psw_address()];
-        let mut registers = register::save(psw, cpu.exit.sync_regs, self.vector);
+        let mut registers = self.registers(cpu);
         self.settle(&mut registers, then);
         if then.restart {
             self.restart(&mut registers);
-            *state = State::Operating;
+            *state = State::Starting;
             return Action::Start {
                 vcpu: cpu.address,
                 registers,
             };
         }
         *state = State::Stopped(registers);
-        match states
-            .iter()
-            .all(|state| matches!(state, State::Stopped(_)))
-        {
-            true => Action::End(End::PowerOff),
-            false => Action::Park,
+        self.changed.notify_all();
+        self.left(&states)
+    }
+
+    /// A CPU waits with interruptions disabled, which is `end` when no other one
+    /// operates.
+    pub fn waits(&self, cpu: &Cpu<'_>, end: End) -> Action {
+        let mut states = self.lock();
+        match states.get_mut(cpu.address as usize) {
+            // KVM does not run it again, and the order to stop comes to it here.
+            None | Some(State::Stopping(_)) => {
+                drop(states);
+                self.stopped(cpu)
+            }
+            Some(state) => {
+                *state = State::Waiting(end, self.registers(cpu));
+                self.changed.notify_all();
+                self.left(&states)
+            }
         }
     }
 
-    /// Stops all CPUs but `address` and resets them.
+    fn registers(&self, cpu: &Cpu<'_>) -> RegisterState {
+        let psw = [cpu.psw_mask(), cpu.psw_address()];
+        register::save(psw, cpu.exit.sync_regs, self.vector)
+    }
+
+    /// A CPU that does nothing any more parks, and the machine ends with the
+    /// last: by what a wait says, and by a power-off when all have stopped.
+    fn left(&self, states: &[State]) -> Action {
+        let still = |state: &State| {
+            matches!(
+                state,
+                State::Starting | State::Operating | State::Stopping(_)
+            )
+        };
+        if states.iter().any(still) {
+            return Action::Park;
+        }
+        let mut waits = states.iter().filter_map(|state| match state {
+            State::Waiting(end, _) => Some(end.clone()),
+            _ => None,
+        });
+        Action::End(waits.next().unwrap_or(End::PowerOff))
+    }
+
+    /// A CPU that was started runs.
+    pub fn started(&self, address: u32) {
+        let mut states = self.lock();
+        if let Some(state @ State::Starting) = states.get_mut(address as usize) {
+            *state = State::Operating;
+        }
+        self.changed.notify_all();
+    }
+
+    /// Stops all CPUs but `address`, resets them, and waits until they have
+    /// stopped; that one is to start anew. False when another CPU resets this
+    /// one, or the VM is over.
     ///
     /// # Errors
     /// KVM refused.
-    pub fn reset_others(&self, address: u32) -> std::io::Result<()> {
+    pub fn reset_others(&self, address: u32, over: impl Fn() -> bool) -> std::io::Result<bool> {
         let then = Then {
             reset: true,
             ..Then::default()
         };
-        for (target, state) in (0..).zip(self.lock().iter_mut()) {
-            if target != address {
-                let _ = self.stop(state, target, then)?;
+        let mut states = self.lock();
+        let own = |states: &[State]| match states.get(address as usize) {
+            Some(State::Stopping(then)) => then.reset,
+            _ => false,
+        };
+        while !own(&states) && !over() {
+            let mut stopped = true;
+            for (target, state) in (0..).zip(states.iter_mut()) {
+                if target != address {
+                    // One that starts is busy, and told the next time.
+                    let _ = self.stop(state, target, then)?;
+                    stopped &= matches!(state, State::Stopped(_));
+                }
             }
+            if stopped {
+                if let Some(state) = states.get_mut(address as usize) {
+                    *state = State::Starting;
+                }
+                return Ok(true);
+            }
+            (states, _) = self
+                .changed
+                .wait_timeout(states, LOOK)
+                .unwrap_or_else(PoisonError::into_inner);
         }
-        Ok(())
+        Ok(false)
     }
 
     /// A restart interruption of a stopped CPU: PSWs change places.

@@ -9,9 +9,13 @@ fn sigp(bench: &Bench, target: u64, order: u8, parameter: u64) -> (Action, u64, 
     (action, regs.condition(), regs.get(2) as u32)
 }
 
+/// An order that is accepted; a CPU that it starts is there at once.
 fn accepted(bench: &Bench, target: u64, order: u8, parameter: u64) -> Action {
     let (action, condition, _) = sigp(bench, target, order, parameter);
     assert_eq!(condition, 0, "order {order:#x}");
+    if let Action::Start { vcpu, .. } = &action {
+        bench.handler.cpus.started(*vcpu);
+    }
     action
 }
 
@@ -131,10 +135,12 @@ fn status_is_stored() {
     accepted(&bench, 1, 0x04, 0);
     accepted(&bench, 1, 0x09, 0);
     stops(&bench, 1);
-    // Register 5, the PSW's address, the prefix, in the prefix area.
-    assert_eq!(bench.read::<8>(0x10_12a8), 0x55_u64.to_be_bytes());
-    assert_eq!(bench.read::<8>(0x10_1308), 0x1_0000_u64.to_be_bytes());
-    assert_eq!(bench.read::<4>(0x10_1318), 0x10_0000_u32.to_be_bytes());
+    // Register 5, the PSW's address, the prefix, and z/Architecture, at absolute
+    // addresses, whatever the prefix.
+    assert_eq!(bench.read::<8>(0x12a8), 0x55_u64.to_be_bytes());
+    assert_eq!(bench.read::<8>(0x1308), 0x1_0000_u64.to_be_bytes());
+    assert_eq!(bench.read::<4>(0x1318), 0x10_0000_u32.to_be_bytes());
+    assert_eq!(bench.read::<1>(163), [1]);
     // And at an address.
     accepted(&bench, 1, 0x0e, 0x4000);
     assert_eq!(bench.read::<8>(0x40a8), 0x55_u64.to_be_bytes());
@@ -165,4 +171,53 @@ fn additional_status_is_the_vector_registers() {
     assert_eq!(bench.read::<16>(0x41f0)[..], pair(0x33));
     // There is no such order without vector registers.
     assert_eq!(sigp(&Bench::new(2), 1, 0x17, 0x4000).2, 0x002);
+}
+
+/// KVM has it as stopped, and would drop what it is sent.
+#[test]
+fn a_cpu_that_is_about_to_run_is_busy() {
+    let bench = Bench::new(2);
+    let (action, condition, _) = sigp(&bench, 1, 0x04, 0);
+    assert!(matches!(action, Action::Start { vcpu: 1, .. }) && condition == 0);
+    for order in [0x05, 0x06, 0x09, 0x0b, 0x0c] {
+        assert_eq!(sigp(&bench, 1, order, 0).1, 2, "order {order:#x}");
+    }
+    assert_eq!(sigp(&bench, 1, 0x04, 0).1, 0, "it is started already");
+    assert!(bench.vm.record().injected.is_empty());
+    bench.handler.cpus.started(1);
+    accepted(&bench, 1, 0x05, 0);
+    assert_eq!(bench.vm.record().injected.len(), 1);
+    assert_eq!(sigp(&bench, 1, 0x04, 0).1, 2, "it is about to stop");
+}
+
+/// CPU `vcpu` waits with interruptions disabled, at `address`.
+fn waits(bench: &Bench, vcpu: u32, address: u64) -> Action {
+    let mut regs = Regs::with(&[(5, 0x55)]);
+    regs.psw[1] = address;
+    bench.intercept(vcpu, 0x1c, 0, 0, &mut regs)
+}
+
+#[test]
+fn a_disabled_wait_ends_the_machine_when_no_other_cpu_operates() {
+    let bench = Bench::new(3);
+    accepted(&bench, 1, 0x04, 0);
+    assert_eq!(waits(&bench, 1, 0x12_3456), Action::Park);
+    // It operates, and it can be stopped, and started again.
+    assert_eq!(sigp(&bench, 1, 0x0e, 0x4000).2, 0x200);
+    accepted(&bench, 1, 0x05, 0);
+    assert!(bench.vm.record().injected.is_empty());
+    accepted(&bench, 1, 0x0e, 0x4000);
+    assert_eq!(bench.read::<8>(0x40a8), 0x55_u64.to_be_bytes());
+    accepted(&bench, 1, 0x04, 0);
+    // A restart ends the wait.
+    assert_eq!(waits(&bench, 1, 0x12_3456), Action::Park);
+    bench.write(0x1a8, &0x9999_u64.to_be_bytes());
+    let Action::Start { registers, .. } = accepted(&bench, 1, 0x06, 0) else {
+        panic!();
+    };
+    assert_eq!(registers.get("psw_addr"), Some(0x9999));
+    assert_eq!(waits(&bench, 1, 0x12_3456), Action::Park);
+    // The last one is told to stop before it could wait, too.
+    accepted(&bench, 0, 0x05, 0);
+    assert_eq!(waits(&bench, 0, 0xfff), Action::End(End::Panic));
 }

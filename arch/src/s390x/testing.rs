@@ -105,6 +105,7 @@ impl Bench {
             memory: guest,
             ipl: IplParameters::new(Some(7)),
             watchdog: Watchdog::new(Power::new(&requests)),
+            power: Power::new(&requests),
             identity: Identity::new("bench"),
             count: cpus,
         };
