@@ -62,7 +62,7 @@ impl Guest {
         // SAFETY: it is the whole of a mapping that `Guest` holds for longer
         // than the VM.
         unsafe { vm.set_user_memory_region(slot) }.at("KVM_SET_USER_MEMORY_REGION")?;
-        let vcpu = vm.create_vcpu(0).at("KVM_CREATE_VCPU")?;
+        let mut vcpu = vm.create_vcpu(0).at("KVM_CREATE_VCPU")?;
         let papr = kvm_enable_cap {
             cap: KVM_CAP_PPC_PAPR,
             ..Default::default()

@@ -83,8 +83,9 @@ impl Window {
 
 impl Drop for Window {
     fn drop(&mut self) {
-        // SAFETY: the VM whose slots it was in is gone. Unmapping what was mapped
-        // does not fail.
+        // SAFETY: no thread of a vCPU is left by which a guest could reach the
+        // slots that it was in, and nothing else refers to it. Unmapping what was
+        // mapped does not fail.
         let _ = unsafe { munmap(self.start.as_ptr().cast(), self.range.size as usize) };
     }
 }

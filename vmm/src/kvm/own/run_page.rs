@@ -15,11 +15,9 @@ pub struct RunPage {
     size: usize,
 }
 
-// SAFETY: the mapping belongs to no thread. KVM writes to it only during
-// KVM_RUN, for which the vCPU is borrowed mutably.
+// SAFETY: the mapping belongs to no thread. KVM writes to it during calls that
+// run the vCPU or set its registers, for which it is borrowed mutably.
 unsafe impl Send for RunPage {}
-// SAFETY: as above; a shared reference only reads.
-unsafe impl Sync for RunPage {}
 
 impl RunPage {
     /// Maps the first `size` bytes of `vcpu`: KVM_GET_VCPU_MMAP_SIZE.

@@ -187,24 +187,8 @@ impl VcpuFd {
     ///
     /// # Errors
     /// KVM refused.
-    pub fn initial_reset(&self) -> Result<()> {
+    pub fn initial_reset(&mut self) -> Result<()> {
         call(self, requests::KVM_S390_INITIAL_RESET).map(drop)
-    }
-
-    /// KVM_S390_NORMAL_RESET.
-    ///
-    /// # Errors
-    /// KVM refused.
-    pub fn normal_reset(&self) -> Result<()> {
-        call(self, requests::KVM_S390_NORMAL_RESET).map(drop)
-    }
-
-    /// KVM_S390_CLEAR_RESET.
-    ///
-    /// # Errors
-    /// KVM refused.
-    pub fn clear_reset(&self) -> Result<()> {
-        call(self, requests::KVM_S390_CLEAR_RESET).map(drop)
     }
 
     /// KVM_S390_STORE_STATUS: stores the vCPU's registers at the absolute

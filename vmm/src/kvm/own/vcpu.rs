@@ -114,7 +114,7 @@ impl VcpuFd {
     ///
     /// # Errors
     /// KVM refused.
-    pub fn set_regs(&self, registers: &kvm_regs) -> Result<()> {
+    pub fn set_regs(&mut self, registers: &kvm_regs) -> Result<()> {
         call_ref(self, requests::KVM_SET_REGS, registers).map(drop)
     }
 

@@ -268,24 +268,6 @@ impl VmFd {
         let flags = 1 << kvm_ioeventfd_flag_nr_deassign;
         self.ioeventfd(fd, address, datamatch, flags)
     }
-
-    /// KVM_GET_DIRTY_LOG: a bit for each page of a slot of `memory_size` bytes.
-    ///
-    /// # Errors
-    /// KVM refused.
-    pub fn get_dirty_log(&self, slot: u32, memory_size: usize) -> Result<Vec<u64>> {
-        let pages = memory_size.div_ceil(rustix::param::page_size());
-        let mut bitmap = vec![0_u64; pages.div_ceil(64)];
-        let mut log = kvm_dirty_log {
-            slot,
-            ..Default::default()
-        };
-        log.__bindgen_anon_1.dirty_bitmap = bitmap.as_mut_ptr().cast();
-        // The kernel writes a bit for each page of the slot: no more than fit,
-        // as long as the slot is of that size.
-        call_mut(self, requests::KVM_GET_DIRTY_LOG, &mut log)?;
-        Ok(bitmap)
-    }
 }
 
 impl AsRawFd for VmFd {
