@@ -276,7 +276,7 @@ pub const MACHINES: [Machine; 11] = [
         // interpreted.
         cmdline: "kvm.hpage=1 cryptomgr.notests initcall_blacklist=jent_mod_init,crypto_kdf108_init,\
                   load_system_certificate_list",
-        settled: false,
+        settled: true,
     },
 ];
 
