@@ -136,8 +136,9 @@ impl Hypercalls {
     }
 
     /// H_SET_MODE. What it chooses holds for the whole partition. The calling
-    /// vCPU has it at once and others when they start: kernels choose while the
-    /// others are stopped, for they may be in the middle of an interrupt.
+    /// vCPU has it at once and others when they start: a kernel chooses before it
+    /// starts them. Those that kexec leaves spinning for a kernel of the other
+    /// byte order keep what they had, until they stop and start.
     fn set_mode(&self, flags: u64, resource: u64, values: [u64; 2]) -> (i64, Action) {
         let (mask, bits) = match (resource, flags) {
             (MODE_ENDIAN, 0) => (LPCR_ILE, 0),
