@@ -97,12 +97,7 @@ impl Gic {
     /// # Errors
     /// The name is unknown or the host does not offer it; says what it offers.
     pub fn choose(name: Option<&str>, host: &Host) -> Result<Gic> {
-        let known = Gic::ALL.map(|gic| Kind {
-            name: gic.name(),
-            kind: gic,
-            offered: gic.is_offered(host),
-            lacking: "",
-        });
+        let known = Gic::ALL.map(|gic| Kind::new(gic.name(), gic, gic.is_offered(host)));
         choose("--irqchip", name, &known)?.ok_or_else(|| Error::Capability {
             capability: "interrupt controller for guests (GICv2 or GICv3)".into(),
             advice: "its own interrupt controller lacks the virtualization extensions, or the \

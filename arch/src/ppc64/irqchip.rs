@@ -58,12 +58,7 @@ impl Irqchip {
                 Irqchip::Xive => in_kernel && large_pages,
                 Irqchip::Xics => host.has("KVM_CAP_IRQ_XICS"),
             };
-            Kind {
-                name: irqchip.name(),
-                kind: irqchip,
-                offered,
-                lacking: "",
-            }
+            Kind::new(irqchip.name(), irqchip, offered)
         });
         choose("--irqchip", config.irqchip.as_deref(), &known)?.ok_or_else(|| Error::Capability {
             capability: "KVM_CAP_IRQ_XICS".into(),

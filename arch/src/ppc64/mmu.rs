@@ -41,12 +41,7 @@ impl Mmu {
     /// # Errors
     /// The name is unknown or the host does not offer it; says what it offers.
     pub fn choose(name: Option<&str>, host: &Host) -> Result<Self> {
-        let known = Mmu::ALL.map(|mmu| Kind {
-            name: mmu.name(),
-            kind: mmu,
-            offered: mmu.is_offered(host),
-            lacking: "",
-        });
+        let known = Mmu::ALL.map(|mmu| Kind::new(mmu.name(), mmu, mmu.is_offered(host)));
         choose("--mmu", name, &known)?.ok_or_else(|| Error::Capability {
             capability: "KVM_CAP_PPC_MMU_RADIX or KVM_CAP_PPC_MMU_HASH_V3".into(),
             advice: "a POWER9 or later processor and the module kvm-hv have one".into(),

@@ -58,13 +58,11 @@ impl Irqchip {
     /// The name is unknown or the host does not offer it; says what it offers.
     pub fn choose(name: Option<&str>, host: &Host) -> Result<Irqchip> {
         let known = Irqchip::ALL.map(|irqchip| Kind {
-            name: irqchip.name(),
-            kind: irqchip,
-            offered: irqchip.is_offered(host),
             lacking: match irqchip {
                 Irqchip::Aia => "its harts have no Ssaia",
                 Irqchip::Plic => "",
             },
+            ..Kind::new(irqchip.name(), irqchip, irqchip.is_offered(host))
         });
         Ok(choose("--irqchip", name, &known)?.unwrap_or(Irqchip::Plic))
     }

@@ -15,6 +15,18 @@ pub struct Kind<T> {
     pub lacking: &'static str,
 }
 
+impl<T> Kind<T> {
+    /// A kind of which there is no more to say where it is not offered.
+    pub const fn new(name: &'static str, kind: T, offered: bool) -> Self {
+        Self {
+            name,
+            kind,
+            offered,
+            lacking: "",
+        }
+    }
+}
+
 /// The kind that `option` has the value `name` for: of `known`, the best first.
 /// Without a name, or with `auto`, the best that is offered; `None` when none is.
 ///
