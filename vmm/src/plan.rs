@@ -230,6 +230,11 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Guest memory in bytes.
+    pub fn memory_size(&self) -> u64 {
+        self.memory.iter().map(|range| range.size).sum()
+    }
+
     /// The region called `name`.
     pub fn region(&self, name: &str) -> Option<&Region> {
         self.regions.iter().find(|region| region.name == name)

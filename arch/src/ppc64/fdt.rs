@@ -206,7 +206,7 @@ fn memory(contents: &Contents<'_>) -> Vec<Range> {
 
 /// The hashed page table of a guest that has one.
 fn hash_table(contents: &Contents<'_>) -> HashTable {
-    let memory = contents.plan.memory.iter().map(|range| range.size).sum();
+    let memory = contents.plan.memory_size();
     HashTable::new(memory, contents.backing_page)
 }
 

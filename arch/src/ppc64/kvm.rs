@@ -173,7 +173,7 @@ impl KvmMachine for Ppc64Machine {
 
     fn create_controllers(&self, vm: &VmFd) -> Result<Vec<DeviceFd>> {
         if self.mmu == Mmu::Hpt {
-            let memory = self.plan.memory.iter().map(|range| range.size).sum();
+            let memory = self.plan.memory_size();
             let order = HashTable::new(memory, self.backing_page).order;
             vm.allocate_htab(order).map_err(|errno| {
                 Error::io(

@@ -67,7 +67,7 @@ pub fn load(plan: &Plan, images: &BootImages, memory: &GuestMemoryMmap) -> Resul
         Format::Elf(elf) => elf.high,
         _ => kernel.footprint(),
     };
-    if highest > size(plan) {
+    if highest > plan.memory_size() {
         return Err(too_small(plan, "this kernel", highest));
     }
     let (loaded, entry) = match kernel.format() {
@@ -127,18 +127,13 @@ pub fn load(plan: &Plan, images: &BootImages, memory: &GuestMemoryMmap) -> Resul
     Ok(start(PSW_64, entry))
 }
 
-/// Guest memory in bytes.
-fn size(plan: &Plan) -> u64 {
-    plan.memory.iter().map(|range| range.size).sum()
-}
-
 /// `what` takes `need` bytes, and there are less.
 fn too_small(plan: &Plan, what: &str, need: u64) -> Error {
     Error::config(
         "--memory",
         format!(
             "{} MiB do not hold {what}: {} MiB are needed before the kernel starts",
-            size(plan) >> 20,
+            plan.memory_size() >> 20,
             need.div_ceil(1 << 20)
         ),
     )
@@ -148,7 +143,10 @@ fn too_small(plan: &Plan, what: &str, need: u64) -> Error {
 /// enough behind if there is room.
 fn place_initrd(plan: &Plan, kernel_end: u64, len: u64) -> Result<u64> {
     let first = kernel_end.next_multiple_of(SEGMENT);
-    let fits = |at: &u64| at.checked_add(len).is_some_and(|end| end <= size(plan));
+    let fits = |at: &u64| {
+        at.checked_add(len)
+            .is_some_and(|end| end <= plan.memory_size())
+    };
     [first.max(INITRD_USUAL), first]
         .into_iter()
         .find(fits)

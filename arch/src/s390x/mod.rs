@@ -174,7 +174,7 @@ impl Machine for S390xMachine {
         let css = ChannelSubsystem::new(Arc::new(Floating(vm.clone())), memory.clone());
         wiring.set_channel_subsystem(css.clone());
         let facts = Facts {
-            memory: self.plan.memory.iter().map(|range| range.size).sum(),
+            memory: self.plan.memory_size(),
             cpus: self.plan.cpus,
             consoles: wiring.console_is_native(),
         };
