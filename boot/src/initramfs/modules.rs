@@ -441,12 +441,12 @@ impl ModInfo {
 }
 
 /// A module's name as the kernel has it: dashes are underscores.
-fn canonical(name: &str) -> String {
+pub(super) fn canonical(name: &str) -> String {
     name.replace('-', "_")
 }
 
 /// The module name of a file such as `kernel/fs/ext4/ext4.ko.xz`.
-fn name_of(path: &Path) -> Option<String> {
+pub(super) fn name_of(path: &Path) -> Option<String> {
     let file = path.file_name()?.to_str()?;
     let stem = [".ko", ".ko.xz", ".ko.zst", ".ko.gz"]
         .iter()

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 
 use super::super::config::{InitConfig, Mount};
+use super::super::modules::{canonical, name_of};
 use super::{say, sys};
 
 /// Mounts the kernel's own file systems and points the standard streams to the
@@ -122,8 +123,7 @@ fn load_module(path: &str, parameters: &str) -> io::Result<()> {
 /// only takes those for what is built in (Documentation/admin-guide/
 /// kernel-parameters.rst). As the module takes them, with blanks between.
 fn parameters(cmdline: &str, path: &str) -> String {
-    let file = path.rsplit('/').next().unwrap_or(path);
-    let module = file.split('.').next().unwrap_or(file).replace('-', "_");
+    let module = name_of(Path::new(path));
     let mut quoted = false;
     // A value in double quotes may hold blanks.
     let words = cmdline.trim_end().split(|c| {
@@ -135,8 +135,7 @@ fn parameters(cmdline: &str, path: &str) -> String {
         .take_while(|word| *word != "--")
         .filter_map(|word| {
             let (name, parameter) = word.split_once('.')?;
-            let named = !name.contains('=') && name.replace('-', "_") == module;
-            named.then_some(parameter)
+            (Some(canonical(name)) == module).then_some(parameter)
         });
     told.collect::<Vec<_>>().join(" ")
 }
