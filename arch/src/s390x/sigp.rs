@@ -32,13 +32,6 @@ mod order {
     pub const STORE_ADDITIONAL_STATUS: u8 = 0x17;
 }
 
-/// Status bits.
-mod status {
-    pub const INCORRECT_STATE: u32 = 0x200;
-    pub const INVALID_PARAMETER: u32 = 0x100;
-    pub const INVALID_ORDER: u32 = 0x002;
-}
-
 /// In a CPU's prefix area: the restart old and new PSW.
 const RESTART_OLD: u64 = 0x120;
 const RESTART_NEW: u64 = 0x1a0;
@@ -85,9 +78,10 @@ enum Refused {
 /// How an order went.
 type Ordered = std::result::Result<Option<Action>, Refused>;
 
-const INCORRECT_STATE: Refused = Refused::Status(status::INCORRECT_STATE);
-const INVALID_PARAMETER: Refused = Refused::Status(status::INVALID_PARAMETER);
-const INVALID_ORDER: Refused = Refused::Status(status::INVALID_ORDER);
+// Status bits.
+const INCORRECT_STATE: Refused = Refused::Status(0x200);
+const INVALID_PARAMETER: Refused = Refused::Status(0x100);
+const INVALID_ORDER: Refused = Refused::Status(0x002);
 
 /// The CPUs of a machine.
 pub struct Cpus {
