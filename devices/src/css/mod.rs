@@ -338,18 +338,15 @@ impl ChannelSubsystem {
     /// queue is full, the last word in it says that more were lost (Principles of
     /// Operation, chapter 17, "Channel-Report Word", bit R).
     pub fn report(&self, word: u32) {
-        {
-            let mut reports = self.reports();
-            match reports.len() < MAX_REPORTS {
-                true => reports.push_back(word),
-                false => {
-                    if let Some(last) = reports.back_mut() {
-                        *last |= REPORTS_LOST;
-                    }
-                    return;
-                }
+        let mut reports = self.reports();
+        if reports.len() >= MAX_REPORTS {
+            if let Some(last) = reports.back_mut() {
+                *last |= REPORTS_LOST;
             }
+            return;
         }
+        reports.push_back(word);
+        drop(reports);
         if let Err(error) = self.interrupts.channel_report() {
             log::warn!("cannot announce a channel report: {error}");
         }
