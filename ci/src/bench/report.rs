@@ -181,6 +181,10 @@ impl Report {
         for &cpus in &numbers {
             for name in [own, peer].into_iter().take(if alone { 1 } else { 2 }) {
                 let places = &cell(cpus, name).places;
+                // Not every host's KVM tells where an exit was.
+                if places.is_empty() {
+                    continue;
+                }
                 let places: Vec<String> = places
                     .iter()
                     .map(|(place, count)| format!("{count} {place}"))
@@ -419,7 +423,7 @@ mod tests {
                 .join(" ")
         };
         assert_eq!(row("start to init, 1 vCPU"), "1.000 s - -");
-        assert!(!text.contains("most exits of no peer"), "{text}");
+        assert!(!text.contains("most exits of"), "{text}");
     }
 
     #[test]

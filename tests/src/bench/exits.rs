@@ -3,8 +3,7 @@
 //! Linux `include/trace/events/kvm.h`: `kvm_userspace_exit` comes at the end of
 //! each KVM_RUN, with its reason. On the same thread `kvm_mmio` or (x86)
 //! `kvm_pio` tells the place: before it, but a port that is read after it, when
-//! what was read is known. `kvm_entry`, which not every architecture has, shows
-//! when the guest's first instruction ran.
+//! what was read is known. [`ENTRIES`] show when the guest's first instruction ran.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,12 +17,19 @@ use crate::check::{At, Result, fail};
 const TRACEFS: &str = "/sys/kernel/tracing";
 
 /// The events that are traced, and whether they must be there.
-const EVENTS: [(&str, bool); 5] = [
+const EVENTS: [(&str, bool); 4] = [
     ("kvm/kvm_userspace_exit", true),
     ("kvm/kvm_mmio", false),
     ("kvm/kvm_pio", false),
-    ("kvm/kvm_entry", false),
     ("sched/sched_process_exec", false),
+];
+
+/// The events of an entry into the guest, each of some architectures: Linux
+/// `arch/powerpc/kvm/trace_hv.h` and `arch/s390/kvm/trace.h` have their own.
+const ENTRIES: [(&str, &str); 3] = [
+    ("kvm", "kvm_entry"),
+    ("kvm_hv", "kvm_guest_enter"),
+    ("kvm", "kvm_s390_sie_enter"),
 ];
 
 /// Places that are reported.
@@ -58,7 +64,9 @@ impl Tracing {
         set("trace", "")?;
         // KiB for each CPU: an exit takes under 100 bytes.
         set("buffer_size_kb", "32768")?;
-        for (event, needed) in EVENTS {
+        let entries = ENTRIES.map(|(system, event)| (format!("{system}/{event}"), false));
+        let events = EVENTS.map(|(event, needed)| (event.to_owned(), needed));
+        for (event, needed) in events.into_iter().chain(entries) {
             let switch = format!("events/{event}/enable");
             if needed || Path::new(TRACEFS).join(&switch).exists() {
                 set(&switch, "1")?;
@@ -109,7 +117,9 @@ fn count(text: &str) -> Result<Counts> {
         };
         match name {
             "sched_process_exec" => started = started.or(time),
-            "kvm_entry" => entered = entered.or(time),
+            name if ENTRIES.iter().any(|(_, entry)| *entry == name) => {
+                entered = entered.or(time);
+            }
             "kvm_userspace_exit" => {
                 let reason = reason(rest);
                 let place = match reason.as_str() {
@@ -245,5 +255,16 @@ mod tests {
             ]
         );
         assert!(count("# nothing\n").is_err());
+    }
+
+    #[test]
+    fn each_architecture_has_its_event_of_an_entry() {
+        for entry in [
+            "kvm_guest_enter: VCPU 0: pc=0x0",
+            "kvm_s390_sie_enter: 00[0-0]: x",
+        ] {
+            let text = TRACE.replace("kvm_entry: vcpu 0, rip 0x1000200", entry);
+            assert_eq!(count(&text).unwrap().entry, Some(210), "{entry}");
+        }
     }
 }
