@@ -50,9 +50,9 @@ pub const IN_ORDER: &str = "set -- $(for disk in /sys/block/vd*; do
 /// One disk is read, another written: patterns and checksums agree on both
 /// sides, over two queues, and a flush reached the device.
 fn both_ways(lab: &Lab) -> Result {
-    let read = lab.image("read.img", 11, 24 * MIB)?;
+    let read = lab.image("read.img", 11, 8 * MIB)?;
     // Not a multiple of a page, as real images are.
-    let size = 24 * MIB + 512;
+    let size = 8 * MIB + 512;
     let written = lab.empty_image("written.img", size as u64)?;
     let sum = |path: &Path| lab.host(&format!("sha256sum < {} | cut -c1-64", text(path)));
     let wanted = sum(&read)?;
@@ -72,7 +72,7 @@ fn both_ways(lab: &Lab) -> Result {
         echo cache=$(cat /sys/block/$b/queue/write_cache)
         echo queues=$(ls /sys/block/$a/mq | wc -l)
         echo features=$(cat /sys/block/$a/device/features)",
-        len = 24 * MIB,
+        len = 8 * MIB,
     );
     let out = lab
         .run()
