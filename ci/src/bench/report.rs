@@ -115,6 +115,7 @@ impl Report {
     pub fn text(&self, own: &str, peer: Option<&str>, aim: Option<f64>) -> String {
         let alone = peer.is_none();
         let peer = peer.unwrap_or("no peer");
+        let of_peer = |count: u64| (!alone).then_some(count);
         let mut rows = Vec::new();
         let none = Cell::default();
         let cell =
@@ -137,7 +138,7 @@ impl Report {
             }
             if ours.failed + theirs.failed > 0 {
                 let what = format!("runs that failed, {}", vcpus(cpus));
-                rows.push(counts(what, ours.failed, theirs.failed));
+                rows.push(counts(what, ours.failed, of_peer(theirs.failed)));
             }
         }
         for &cpus in &numbers {
@@ -166,14 +167,14 @@ impl Report {
             rows.push(counts(
                 format!("exits until init, {}", vcpus(cpus)),
                 sum(ours),
-                sum(theirs),
+                of_peer(sum(theirs)),
             ));
             let mut names: Vec<&String> = ours.keys().chain(theirs.keys()).collect();
             names.sort();
             names.dedup();
             for name in names {
                 let of = |reasons: &BTreeMap<String, u64>| reasons.get(name).copied().unwrap_or(0);
-                rows.push(counts(format!("  {name}"), of(ours), of(theirs)));
+                rows.push(counts(format!("  {name}"), of(ours), of_peer(of(theirs))));
             }
         }
         let head = ["", own, peer, "ratio", "aim"].map(str::to_owned);
@@ -274,16 +275,16 @@ fn sizes(what: String, ours: Option<f64>, theirs: Option<f64>, aim: f64) -> Row 
     ]
 }
 
-fn counts(what: String, ours: u64, theirs: u64) -> Row {
-    let ratio = match theirs {
-        0 => "-".into(),
-        _ => format!("{:.2}", ours as f64 / theirs as f64),
-    };
+/// `theirs` is `None` without a peer.
+fn counts(what: String, ours: u64, theirs: Option<u64>) -> Row {
+    let ratio = theirs.filter(|&theirs| theirs != 0);
     [
         what,
         ours.to_string(),
-        theirs.to_string(),
-        ratio,
+        theirs.map_or("-".into(), |theirs| theirs.to_string()),
+        ratio.map_or("-".into(), |theirs| {
+            format!("{:.2}", ours as f64 / theirs as f64)
+        }),
         String::new(),
     ]
 }
@@ -423,6 +424,9 @@ mod tests {
                 .join(" ")
         };
         assert_eq!(row("start to init, 1 vCPU"), "1.000 s - -");
+        let exits = text.lines().find(|line| line.starts_with("  IO"));
+        let words: Vec<&str> = exits.unwrap().split_whitespace().collect();
+        assert_eq!(words, ["IO", "3", "-", "-"]);
         assert!(!text.contains("most exits of"), "{text}");
     }
 
