@@ -228,16 +228,31 @@ const MACHINES_OWN: [&str; 12] = [
     "virtio",
 ];
 
-/// Linux finds nothing in the machine to warn of.
+/// What Linux says of the processor's weaknesses, a line for each: its name, and
+/// what it does about it.
+const WEAKNESSES: &str = "cd /sys/devices/system/cpu/vulnerabilities && grep . *";
+
+/// Linux finds nothing in the machine to warn of, and does about the processor's
+/// weaknesses what the host does, where that knows.
 fn kernel_log(lab: &Lab) -> Result {
     let disk = text(&lab.image("disk.img", 1, 1 << 20)?);
     let run = lab.run_quietly().args(&["--disk", &disk]);
-    let out = run.exec("dmesg -r").output()?.succeeds()?;
+    let script = format!("dmesg -r; {WEAKNESSES}");
+    let out = run.exec(&script).output()?.succeeds()?;
     contains("the kernel's log", &out, "Linux version")?;
     let warnings = unexpected(&out);
     ensure(warnings.is_empty(), || {
         format!("the guest's kernel warns:\n{}", warnings.join("\n"))
-    })
+    })?;
+    let doctor = lab.crossvisor(&["doctor"]).output()?.succeeds()?;
+    let host = lab.host(WEAKNESSES)?;
+    contains("what the host does", &host, "meltdown:")?;
+    if !doctor.contains("guests are told what the processor has") {
+        println!("the host knows nothing of speculation");
+        return Ok(());
+    }
+    host.lines()
+        .try_for_each(|line| contains("what the guest does", &out, line))
 }
 
 /// Lines of the kernel's log, each after its level in brackets, that warn or worse

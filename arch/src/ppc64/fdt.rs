@@ -101,7 +101,9 @@ const VEC5_RADIX_GTSE: u8 = 0x40;
 
 /// Cache block of every POWER processor, in bytes.
 const CACHE_BLOCK: u32 = 128;
-/// First-level caches, in bytes; nothing depends on it.
+/// First-level caches, in bytes: the data caches of POWER9 to 11, by which Linux
+/// sizes what it flushes them with in software (init_fallback_flush). Nothing
+/// depends on the instruction caches'.
 const CACHE_SIZE: u32 = 32 << 10;
 /// The processor's clock in Hz, which nothing depends on either.
 const CLOCK: u32 = 2_000_000_000;

@@ -1,6 +1,6 @@
 //! Hypercalls (Linux on Power Architecture Reference, chapter 14) that KVM hands
-//! on: those of the terminal, of the partition's mode, of RTAS, and of a XIVE
-//! (`xive::calls`).
+//! on: those of the terminal, of the partition's mode, of what the processor does
+//! about speculation, of RTAS, and of a XIVE (`xive::calls`).
 //!
 //! Those about memory, scheduling and the XICS are KVM's own.
 
@@ -23,6 +23,7 @@ const EXIT_PAPR_HCALL: u32 = 19;
 const H_GET_TERM_CHAR: u64 = 0x54;
 const H_PUT_TERM_CHAR: u64 = 0x58;
 const H_VIO_SIGNAL: u64 = 0x104;
+const H_GET_CPU_CHARACTERISTICS: u64 = 0x1c8;
 /// H_SET_MODE, which KVM hands on where it concerns more than one vCPU.
 pub const H_SET_MODE: u64 = 0x31c;
 const H_REGISTER_PROC_TBL: u64 = 0x37c;
@@ -71,6 +72,8 @@ pub struct Hypercalls {
     rtas: Rtas,
     terminal: Option<Arc<Hvterm>>,
     xive: Option<XiveCalls>,
+    /// What H_GET_CPU_CHARACTERISTICS answers, where the host knows.
+    characteristics: Option<[u64; 2]>,
     /// The bits of LPCR that H_SET_MODE chooses, which all vCPUs have.
     lpcr: AtomicU64,
     /// The partition table entry: where the process table is.
@@ -84,12 +87,14 @@ impl Hypercalls {
         rtas: Rtas,
         terminal: Option<Arc<Hvterm>>,
         xive: Option<XiveCalls>,
+        characteristics: Option<[u64; 2]>,
     ) -> Self {
         Self {
             vm,
             rtas,
             terminal,
             xive,
+            characteristics,
             lpcr: AtomicU64::new(0),
             process_table: AtomicU64::new(0),
         }
@@ -221,6 +226,10 @@ impl Hypercalls {
             H_REGISTER_PROC_TBL => {
                 let status = self.register_process_table(a, b, c, d);
                 (code(status), Action::Continue)
+            }
+            H_GET_CPU_CHARACTERISTICS => {
+                let told = self.characteristics.map(|words| (H_SUCCESS, words.into()));
+                (told.unwrap_or(code(H_FUNCTION)), Action::Continue)
             }
             number if number == u64::from(H_RTAS) => {
                 let lpcr = self.lpcr.load(Ordering::Acquire);

@@ -44,6 +44,10 @@ struct Scene {
 }
 
 fn scene() -> Scene {
+    scene_of(None)
+}
+
+fn scene_of(characteristics: Option<[u64; 2]>) -> Scene {
     let vm = ScriptedVm::default();
     let sink = Sink::default();
     let terminal = Arc::new(
@@ -57,7 +61,13 @@ fn scene() -> Scene {
     let memory = GuestMem::new(GuestMemoryMmap::from_ranges(&ranges).unwrap());
     let events = Arc::new(Events::new(Arc::new(NoWire)));
     let rtas = Rtas::new(memory, 2, events, None, Some(terminal.clone()));
-    let calls = Hypercalls::new(Arc::new(vm.clone()), rtas, Some(terminal.clone()), None);
+    let calls = Hypercalls::new(
+        Arc::new(vm.clone()),
+        rtas,
+        Some(terminal.clone()),
+        None,
+        characteristics,
+    );
     Scene {
         vm,
         sink,
@@ -175,6 +185,14 @@ fn process_tables_are_handed_to_the_vm() {
     assert_eq!(scene.status(0x37c, &[0x1a, 1, 2, 3]), 0);
     let record = scene.vm.record();
     assert_eq!(record.vm_registers.last(), Some(&set(1 << 25 | 0x43, 0)));
+}
+
+#[test]
+fn what_the_processor_does_about_speculation_is_told() {
+    let scene = scene_of(Some([1 << 61, 7 << 61]));
+    let (status, words, action) = scene.call(0x1c8, &[5; 9]);
+    assert_eq!((status, action), (0, Action::Continue));
+    assert_eq!(words[..3], [1 << 61, 7 << 61, 5]);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use crossvisor_vmm::arch::{Capability, Host};
 use crossvisor_vmm::config::VmConfig;
 use crossvisor_vmm::error::{Error, Result};
 
+use super::speculation::{BEHAVIOUR, CHARACTER};
 use crate::shared::{
     self,
     host::{Effect, choose},
@@ -28,7 +29,7 @@ pub const RADIX_PAGES: [(&str, &str, u32); 4] = [
 /// What the machine uses, or would use: the KVM API's names for capabilities
 /// (section 4.4), `PVR` for the processor version register, `nested` for a KVM
 /// that is itself a guest's, `timebase` for the time base's frequency, `radix *`
-/// for the page sizes of KVM_PPC_GET_RMMU_INFO.
+/// for the page sizes of KVM_PPC_GET_RMMU_INFO, `CPU *` for KVM_PPC_GET_CPU_CHAR.
 const USES: &[(&str, Effect)] = &[
     ("PVR", |value| match value >> 16 {
         0x4e => "guests see a POWER9".into(),
@@ -93,6 +94,20 @@ const USES: &[(&str, Effect)] = &[
     ("radix 1G", |value| page(value, "1G")),
     ("timebase", |value| {
         format!("time passes in {value} ticks a second")
+    }),
+    (CHARACTER, |value| {
+        choose(
+            value,
+            "guests are told what the processor has against speculation",
+            "not known: guests do all against speculation that software can",
+        )
+    }),
+    (BEHAVIOUR, |value| {
+        choose(
+            value,
+            "guests are told what they have to do against speculation",
+            "not known: guests do all against speculation that software can",
+        )
     }),
 ];
 
@@ -182,7 +197,7 @@ pub fn typical() -> Host {
         capabilities: capabilities(|name| match name {
             "PVR" => PVR_POWER9,
             "timebase" => TIMEBASE,
-            "nested" => 0,
+            "nested" | CHARACTER | BEHAVIOUR => 0,
             name => encoding(name).unwrap_or(1),
         }),
     }

@@ -21,7 +21,7 @@ use super::irqchip::Irqchip;
 use super::mmu::{HashTable, Mmu};
 use super::sources::{self, Trigger};
 use super::xive::Xive;
-use super::{Ppc64, Ppc64Machine, hcall, host, rtas};
+use super::{Ppc64, Ppc64Machine, hcall, host, rtas, speculation};
 
 /// KVM_REG_PPC_LPCR_64 (KVM API, section 4.68).
 const LPCR: u64 = 0x1030_0000_0000_00b5;
@@ -42,8 +42,14 @@ impl KvmArchitecture for Ppc64 {
             Err(errno) => return Err(Error::io("a vCPU's processor version", errno)),
         };
         let radix = vm.get_rmmu_info().unwrap_or_default();
+        let told = vm.get_cpu_char().unwrap_or_default();
+        let masks = [told.character_mask, told.behaviour_mask];
+        let speculation = speculation::known(told.character, told.behaviour, masks);
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let capabilities = host::capabilities(|name| {
+            if let Some((_, value)) = speculation.iter().find(|(known, _)| *known == name) {
+                return *value;
+            }
             let page = host::RADIX_PAGES.iter().find(|(page, ..)| *page == name);
             match (name, page) {
                 (_, Some((.., wanted))) => {

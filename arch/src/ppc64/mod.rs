@@ -14,6 +14,7 @@ mod names;
 mod payload;
 mod rtas;
 pub mod sources;
+pub mod speculation;
 mod xive;
 
 cfg_if::cfg_if! {
@@ -206,7 +207,8 @@ impl Machine for Ppc64Machine {
             let memory = self.plan.memory.clone();
             XiveCalls::new(wiring.vm(), xive, memory, lines)
         });
-        let calls = Hypercalls::new(wiring.vm(), rtas, terminal, xive);
+        let characteristics = speculation::answer(&self.host);
+        let calls = Hypercalls::new(wiring.vm(), rtas, terminal, xive, characteristics);
         Ok(Box::new(calls))
     }
 
