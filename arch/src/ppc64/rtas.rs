@@ -228,16 +228,22 @@ impl Rtas {
     pub fn call(&self, vcpu: u32, address: u64, lpcr: u64) -> Option<Action> {
         let address = address & ADDRESS_MASK;
         let call = read(&self.memory, address)?;
-        let (results, action) = self.dispatch(vcpu, &call, lpcr);
+        let (results, action) = self.dispatch(&call, lpcr);
         let words: Vec<u32> = match results {
             Ok(words) => std::iter::once(SUCCESS as u32).chain(words).collect(),
             Err(status) => vec![status as u32],
         };
         write(&self.memory, address, &call, &words)?;
+        // Whoever sees it stopped may use its memory, results and all.
+        if action == Action::Park
+            && let Some(state) = self.cpus().get_mut(vcpu as usize)
+        {
+            *state = CpuState::Stopped;
+        }
         Some(action)
     }
 
-    fn dispatch(&self, vcpu: u32, call: &Call, lpcr: u64) -> (Results, Action) {
+    fn dispatch(&self, call: &Call, lpcr: u64) -> (Results, Action) {
         let mut action = Action::Continue;
         let results = match (call.token, call.args.as_slice()) {
             (DISPLAY_CHARACTER, [character]) => {
@@ -278,9 +284,6 @@ impl Rtas {
                 false => Err(PARAMETER_ERROR),
             },
             (STOP_SELF, []) => {
-                if let Some(state) = self.cpus().get_mut(vcpu as usize) {
-                    *state = CpuState::Stopped;
-                }
                 action = Action::Park;
                 Ok(Vec::new())
             }

@@ -154,6 +154,26 @@ fn vcpus_start_once_and_again_after_they_stopped() {
 }
 
 #[test]
+fn a_vcpu_is_stopped_once_its_results_are_written() {
+    const UNTOUCHED: u32 = 0xdead_beef;
+    let scene = Scene::new(1);
+    for _ in 0..300 {
+        scene.words(AT, &[STOP_SELF, 0, 1, UNTOUCHED]);
+        scene.rtas.cpus()[0] = CpuState::Running;
+        std::thread::scope(|scope| {
+            scope.spawn(|| scene.rtas.call(0, AT, 0));
+            while scene.rtas.cpus()[0] == CpuState::Running {
+                std::hint::spin_loop();
+            }
+            let mut status = [0; 4];
+            let at = GuestAddress(AT + 12);
+            scene.memory.memory().read_slice(&mut status, at).unwrap();
+            assert_eq!(status, [0; 4]);
+        });
+    }
+}
+
+#[test]
 fn the_time_of_day_is_read_and_set() {
     let scene = Scene::new(1);
     let (now, _) = scene.call(GET_TIME_OF_DAY, &[], 8);
