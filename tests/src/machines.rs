@@ -199,6 +199,8 @@ const POWER_FOUND: &[(&str, bool)] = &[
     ("KVM_CAP_PPC_MMU_HASH_V3", false),
     ("KVM_CAP_IRQ_XICS", true),
     ("KVM_CAP_PPC_IRQ_XIVE", false),
+    ("CPU character", true),
+    ("CPU behaviour", true),
 ];
 const XICS: Irqchip = irqchip("xics", "XICS", 2);
 const PLIC: Irqchip = irqchip("plic", "SiFive PLIC", 2);
@@ -281,6 +283,8 @@ const BOARDS: &[Board] = &[
                 ("KVM_CAP_PPC_MMU_HASH_V3", true),
                 ("KVM_CAP_IRQ_XICS", true),
                 ("KVM_CAP_PPC_IRQ_XIVE", true),
+                // QEMU's machine has no fw-features for the kernel to read.
+                ("CPU behaviour", false),
             ],
             &[irqchip("xive", "XIVE", 4), XICS],
             None,
