@@ -7,11 +7,11 @@ use crossvisor_vmm::arch::{Host, KvmArchitecture, KvmMachine, RegisterState};
 use crossvisor_vmm::error::{Error, Result};
 use crossvisor_vmm::kvm::bindings::{
     KVM_CAP_IRQ_XICS, KVM_CAP_PPC_ENABLE_HCALL, KVM_CAP_PPC_IRQ_XIVE, KVM_CAP_PPC_PAPR,
-    KVM_DEV_XICS_GRP_SOURCES, KVM_DEV_XIVE_GRP_CTRL, KVM_DEV_XIVE_GRP_SOURCE,
-    KVM_DEV_XIVE_NR_SERVERS, KVM_VM_PPC_HV, KVM_XICS_LEVEL_SENSITIVE, KVM_XICS_MASKED,
-    KVM_XICS_PRIORITY_SHIFT, KVM_XIVE_LEVEL_SENSITIVE, kvm_create_device, kvm_device_attr,
-    kvm_device_type_KVM_DEV_TYPE_XICS, kvm_device_type_KVM_DEV_TYPE_XIVE, kvm_enable_cap,
-    kvm_ppc_mmuv3_cfg, kvm_regs,
+    KVM_DEV_XICS_GRP_CTRL, KVM_DEV_XICS_GRP_SOURCES, KVM_DEV_XICS_NR_SERVERS,
+    KVM_DEV_XIVE_GRP_CTRL, KVM_DEV_XIVE_GRP_SOURCE, KVM_DEV_XIVE_NR_SERVERS, KVM_VM_PPC_HV,
+    KVM_XICS_LEVEL_SENSITIVE, KVM_XICS_MASKED, KVM_XICS_PRIORITY_SHIFT, KVM_XIVE_LEVEL_SENSITIVE,
+    kvm_create_device, kvm_device_attr, kvm_device_type_KVM_DEV_TYPE_XICS,
+    kvm_device_type_KVM_DEV_TYPE_XIVE, kvm_enable_cap, kvm_ppc_mmuv3_cfg, kvm_regs,
 };
 use crossvisor_vmm::kvm::{Cap, DeviceFd, Kvm, VcpuFd, VmFd};
 use crossvisor_vmm::plan::Plan;
@@ -134,9 +134,33 @@ fn create_source(controller: &DeviceFd, group: u32, source: u32, state: u64) -> 
         .map_err(|errno| Error::io(format!("interrupt source {source:#x}"), errno))
 }
 
+/// Tells a controller of KVM's how many vCPUs it interrupts, where it asks: an XICS
+/// that is all software takes nothing of the machine's. One on the machine's XIVE
+/// would take as much as the most vCPUs need.
+fn set_servers(controller: &DeviceFd, group: u32, attribute: u32, servers: u32) -> Result<()> {
+    let attribute = kvm_device_attr {
+        flags: 0,
+        group,
+        attr: attribute.into(),
+        addr: &raw const servers as u64,
+    };
+    if controller.has_device_attr(&attribute).is_err() {
+        return Ok(());
+    }
+    controller
+        .set_device_attr(&attribute)
+        .map_err(|errno| Error::io(format!("a controller for {servers} vCPUs"), errno))
+}
+
 /// An XICS, with every source of the machine masked.
 fn create_xics(vm: &VmFd, plan: &Plan) -> Result<DeviceFd> {
     let xics = create_controller(vm, kvm_device_type_KVM_DEV_TYPE_XICS, "an XICS")?;
+    set_servers(
+        &xics,
+        KVM_DEV_XICS_GRP_CTRL,
+        KVM_DEV_XICS_NR_SERVERS,
+        plan.cpus,
+    )?;
     for (source, trigger) in sources::sources(plan) {
         let level = match trigger {
             Trigger::Level => KVM_XICS_LEVEL_SENSITIVE,
@@ -151,17 +175,12 @@ fn create_xics(vm: &VmFd, plan: &Plan) -> Result<DeviceFd> {
 /// A XIVE, with every source of the machine masked.
 fn create_xive(vm: &VmFd, xive: &Xive) -> Result<DeviceFd> {
     let device = create_controller(vm, kvm_device_type_KVM_DEV_TYPE_XIVE, "a XIVE")?;
-    // Or it takes as much of the machine's as the most vCPUs need.
-    let servers = xive.cpus();
-    let attribute = kvm_device_attr {
-        flags: 0,
-        group: KVM_DEV_XIVE_GRP_CTRL,
-        attr: KVM_DEV_XIVE_NR_SERVERS.into(),
-        addr: &raw const servers as u64,
-    };
-    device
-        .set_device_attr(&attribute)
-        .map_err(|errno| Error::io(format!("a XIVE for {servers} vCPUs"), errno))?;
+    set_servers(
+        &device,
+        KVM_DEV_XIVE_GRP_CTRL,
+        KVM_DEV_XIVE_NR_SERVERS,
+        xive.cpus(),
+    )?;
     for (source, trigger) in xive.sources() {
         let level = match trigger {
             Trigger::Level => KVM_XIVE_LEVEL_SENSITIVE,
