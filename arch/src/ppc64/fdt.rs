@@ -357,7 +357,9 @@ fn rtas_node(fdt: &mut FdtWriter, xive: bool, loading: &Loading) -> FdtWriterRes
         fdt.property_u32("rtas-size", range.size as u32)?;
     }
     fdt.property_u32("rtas-error-log-max", ERROR_LOG_MAX)?;
-    // ibm,os-term does not return to a guest that has died.
+    // By this Linux calls ibm,os-term when it panics, and is promised that the call
+    // returns (rtas_os_term). Here it ends the VM, as QEMU's does unless it is told
+    // otherwise: what a panic leads to is the user's to say, not the guest's.
     fdt.property_null("ibm,extended-os-term")?;
     let xics_only = |token| xive && rtas::XICS_TOKENS.iter().any(|(_, of)| *of == token);
     for (name, token) in rtas::TOKENS {

@@ -260,7 +260,8 @@ impl Rtas {
                 action = Action::End(End::Reset);
                 Ok(Vec::new())
             }
-            // The guest has said why on its console.
+            // The guest has said why on its console. Linux calls it from a panic
+            // notifier: before it hands its log to those who keep it (kmsg_dump).
             (OS_TERM, [_]) => {
                 action = Action::End(End::Panic);
                 Ok(Vec::new())

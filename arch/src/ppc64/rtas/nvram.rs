@@ -1,8 +1,10 @@
 //! Non-volatile memory (Linux on Power Architecture Reference, section 7.3.1 and
-//! chapter 8, "Non-Volatile Memory"): where a kernel leaves word of why it died.
+//! chapter 8, "Non-Volatile Memory"): where a kernel keeps its log of an oops that
+//! it survives.
 //!
-//! It lasts as long as the VM runs. Its partitions for Linux are there from the
-//! start; without them Linux reports errors.
+//! It lasts until the guest powers off, resets or panics; a panic ends the VM
+//! (ibm,os-term) before Linux would write of it. Its partitions for Linux are there
+//! from the start; without them Linux reports errors.
 
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
