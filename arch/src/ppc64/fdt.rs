@@ -228,7 +228,7 @@ fn chosen(fdt: &mut FdtWriter, contents: &Contents<'_>, loading: &Loading) -> Fd
         fdt.property("rng-seed", &loading.rng_seed)?;
     }
     // Devices reach guest memory by its own addresses: there is no IOMMU, and
-    // so no ibm,dma-window for Linux to look for.
+    // nothing is mapped in the host bridge's ibm,dma-window.
     fdt.property_null("linux,iommu-off")?;
     fdt.property("ibm,architecture-vec-5", &vec5(contents))?;
     fdt.end_node(node)
