@@ -177,8 +177,12 @@ impl XiveCalls {
             0 => old.unwrap_or(number.into()),
             _ => eisn,
         };
+        // KVM does nothing where target and number are what it has, and does not look
+        // at the mask before that (kvmppc_xive_native_update_source_config); it
+        // looks at nothing else of a source that it masks.
+        let masked = 1 << MASK_SHIFT | (old.unwrap_or(0) ^ 1) << EISN_SHIFT;
         if priority == MASKED {
-            self.set(GROUP_SOURCE_CONFIG, number.into(), &word(1 << MASK_SHIFT))?;
+            self.set(GROUP_SOURCE_CONFIG, number.into(), &word(masked))?;
             state.targets.remove(&number);
             return Ok(Vec::new());
         }
@@ -189,7 +193,10 @@ impl XiveCalls {
             () => {}
         }
         let mask = flags & SOURCE_MASK;
-        let value = priority | cpu << TARGET_SHIFT | mask << MASK_SHIFT | eisn << EISN_SHIFT;
+        let value = match mask {
+            0 => priority | cpu << TARGET_SHIFT | eisn << EISN_SHIFT,
+            _ => masked,
+        };
         self.set(GROUP_SOURCE_CONFIG, number.into(), &word(value))?;
         let target = Target {
             cpu,

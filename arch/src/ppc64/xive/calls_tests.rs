@@ -82,13 +82,16 @@ fn sources_lead_to_a_vcpu_and_a_priority() {
     let value = 6_u64 | 1 << 3 | 0x21 << 33;
     assert_eq!(guest.set(), [(3, MSI, value.to_ne_bytes().to_vec())]);
     assert_eq!(config(), [1, 6, 0x21]);
-    // The number stays when it is not to be set, and while it is masked.
+    // The number stays when it is not to be set, and while it is masked. KVM is
+    // told another, or it would not look at the mask.
+    let masked = (1_u64 << 32 | 0x20 << 33).to_ne_bytes().to_vec();
+    assert_eq!(set(&[1, MSI, 1, 6, 0x99]), H_SUCCESS);
+    assert_eq!(guest.set(), [(3, MSI, masked.clone())]);
+    assert_eq!(config(), [1, 0xff, 0x21]);
     assert_eq!(set(&[1, MSI, 0, 5, 0x99]), H_SUCCESS);
-    let value = 5_u64 | 1 << 32 | 0x21 << 33;
-    assert_eq!(guest.set(), [(3, MSI, value.to_ne_bytes().to_vec())]);
+    assert_eq!(guest.set(), [(3, MSI, masked.clone())]);
     assert_eq!(config(), [0, 0xff, 0x21]);
     assert_eq!(set(&[2, MSI, 0, 0xff, 0]), H_SUCCESS);
-    let masked = (1_u64 << 32).to_ne_bytes().to_vec();
     assert_eq!(guest.set(), [(3, MSI, masked)]);
     assert_eq!(config(), [0, 0xff, MSI]);
 
