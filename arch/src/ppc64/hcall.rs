@@ -13,6 +13,7 @@ use crossvisor_vmm::exit::{Action, ArchExit, End};
 use crossvisor_vmm::hv;
 
 use super::fdt;
+use super::mmu::Mmu;
 use super::rtas::{H_RTAS, Rtas};
 use super::xive::calls::XiveCalls;
 
@@ -81,13 +82,15 @@ pub struct Hypercalls {
 }
 
 impl Hypercalls {
-    /// Handles the hypercalls of `vm`.
+    /// Handles the hypercalls of `vm`, whose guests translate by `mmu`: KVM has them
+    /// in that mode before they register a table.
     pub fn new(
         vm: Arc<dyn hv::Vm>,
         rtas: Rtas,
         terminal: Option<Arc<Hvterm>>,
         xive: Option<XiveCalls>,
         characteristics: Option<[u64; 2]>,
+        mmu: Mmu,
     ) -> Self {
         Self {
             vm,
@@ -96,7 +99,10 @@ impl Hypercalls {
             xive,
             characteristics,
             lpcr: AtomicU64::new(0),
-            process_table: AtomicU64::new(0),
+            process_table: AtomicU64::new(match mmu {
+                Mmu::Radix => PATE1_GR,
+                Mmu::Hpt => 0,
+            }),
         }
     }
 

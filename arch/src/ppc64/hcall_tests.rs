@@ -44,10 +44,10 @@ struct Scene {
 }
 
 fn scene() -> Scene {
-    scene_of(None)
+    scene_of(None, Mmu::Radix)
 }
 
-fn scene_of(characteristics: Option<[u64; 2]>) -> Scene {
+fn scene_of(characteristics: Option<[u64; 2]>, mmu: Mmu) -> Scene {
     let vm = ScriptedVm::default();
     let sink = Sink::default();
     let terminal = Arc::new(
@@ -67,6 +67,7 @@ fn scene_of(characteristics: Option<[u64; 2]>) -> Scene {
         Some(terminal.clone()),
         None,
         characteristics,
+        mmu,
     );
     Scene {
         vm,
@@ -188,8 +189,22 @@ fn process_tables_are_handed_to_the_vm() {
 }
 
 #[test]
+fn flags_may_change_before_there_is_a_process_table() {
+    let gtse = 1;
+    for (mmu, own, other, registers) in [(Mmu::Radix, 4, 0, [1 << 63, 3]), (Mmu::Hpt, 0, 4, [0, 2])]
+    {
+        let scene = scene_of(None, mmu);
+        assert_eq!(scene.status(0x37c, &[other | gtse, 0, 0, 0]), H_PARAMETER);
+        assert_eq!(scene.status(0x37c, &[own | gtse, 0, 0, 0]), 0);
+        let [entry, flags] = registers;
+        let set = RegisterState(vec![("process_table", entry), ("mmu_flags", flags)]);
+        assert_eq!(scene.vm.record().vm_registers, [set]);
+    }
+}
+
+#[test]
 fn what_the_processor_does_about_speculation_is_told() {
-    let scene = scene_of(Some([1 << 61, 7 << 61]));
+    let scene = scene_of(Some([1 << 61, 7 << 61]), Mmu::Radix);
     let (status, words, action) = scene.call(0x1c8, &[5; 9]);
     assert_eq!((status, action), (0, Action::Continue));
     assert_eq!(words[..3], [1 << 61, 7 << 61, 5]);

@@ -208,7 +208,7 @@ impl Machine for Ppc64Machine {
             XiveCalls::new(wiring.vm(), xive, memory, lines)
         });
         let characteristics = speculation::answer(&self.host);
-        let calls = Hypercalls::new(wiring.vm(), rtas, terminal, xive, characteristics);
+        let calls = Hypercalls::new(wiring.vm(), rtas, terminal, xive, characteristics, self.mmu);
         Ok(Box::new(calls))
     }
 
