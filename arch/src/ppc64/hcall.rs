@@ -15,7 +15,7 @@ use crossvisor_vmm::hv;
 use super::fdt;
 use super::mmu::Mmu;
 use super::rtas::{H_RTAS, Rtas};
-use super::xive::calls::XiveCalls;
+use super::xive::calls::{H_INT_SET_SOURCE_CONFIG, XiveCalls};
 
 /// KVM_EXIT_PAPR_HCALL.
 const EXIT_PAPR_HCALL: u32 = 19;
@@ -247,6 +247,9 @@ impl Hypercalls {
             _ => {
                 let xive = self.xive.as_ref();
                 let answer = xive.and_then(|xive| xive.call(number, args));
+                if number == H_INT_SET_SOURCE_CONFIG && answer.is_some() {
+                    self.rtas.remind();
+                }
                 (answer.unwrap_or(code(H_FUNCTION)), Action::Continue)
             }
         }

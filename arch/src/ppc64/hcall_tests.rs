@@ -2,22 +2,39 @@
 
 use std::io;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicU32;
 
 use crossvisor_devices::GuestMem;
 use crossvisor_devices::chardev::ConsoleInput;
 use crossvisor_devices::irq::IrqLine;
 use crossvisor_devices::output::Output;
+use crossvisor_vmm::arch::Machine;
+use crossvisor_vmm::config::VmConfig;
 use crossvisor_vmm::double::ScriptedVm;
 use crossvisor_vmm::exit::{NoLogicalMemory, RUN_UNION_SIZE, SYNC_REGS_SIZE};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::super::rtas::events::Events;
+use super::super::xive::Xive;
+use super::super::xive::calls::Lines;
+use super::super::{Ppc64Machine, host, sources};
 use super::*;
 
 struct NoWire;
 
 impl IrqLine for NoWire {
     fn set(&self, _: bool) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Counts how often it is asserted.
+#[derive(Default)]
+struct Count(AtomicU32);
+
+impl IrqLine for Count {
+    fn set(&self, asserted: bool) -> io::Result<()> {
+        self.0.fetch_add(asserted.into(), Ordering::Relaxed);
         Ok(())
     }
 }
@@ -40,7 +57,18 @@ struct Scene {
     vm: ScriptedVm,
     sink: Sink,
     terminal: Arc<Hvterm>,
+    events: Arc<Events>,
+    interrupts: Arc<Count>,
     calls: Hypercalls,
+}
+
+fn xive(vm: &ScriptedVm) -> XiveCalls {
+    let host = host::typical();
+    let machine = Ppc64Machine::new(&VmConfig::default(), &host).unwrap();
+    let vm: Arc<dyn hv::Vm> = Arc::new(vm.clone());
+    let lines = Arc::new(Lines::new(vm.clone()));
+    let plan = machine.plan();
+    XiveCalls::new(vm, Xive::new(plan, &host), plan.memory.clone(), lines)
 }
 
 fn scene() -> Scene {
@@ -59,13 +87,14 @@ fn scene_of(characteristics: Option<[u64; 2]>, mmu: Mmu) -> Scene {
     );
     let ranges = [(GuestAddress(0), 1 << 20)];
     let memory = GuestMem::new(GuestMemoryMmap::from_ranges(&ranges).unwrap());
-    let events = Arc::new(Events::new(Arc::new(NoWire)));
-    let rtas = Rtas::new(memory, 2, events, None, Some(terminal.clone()));
+    let interrupts = Arc::new(Count::default());
+    let events = Arc::new(Events::new(interrupts.clone()));
+    let rtas = Rtas::new(memory, 2, events.clone(), None, Some(terminal.clone()));
     let calls = Hypercalls::new(
         Arc::new(vm.clone()),
         rtas,
         Some(terminal.clone()),
-        None,
+        Some(xive(&vm)),
         characteristics,
         mmu,
     );
@@ -73,6 +102,8 @@ fn scene_of(characteristics: Option<[u64; 2]>, mmu: Mmu) -> Scene {
         vm,
         sink,
         terminal,
+        events,
+        interrupts,
         calls,
     }
 }
@@ -208,6 +239,18 @@ fn what_the_processor_does_about_speculation_is_told() {
     let (status, words, action) = scene.call(0x1c8, &[5; 9]);
     assert_eq!((status, action), (0, Action::Continue));
     assert_eq!(words[..3], [1 << 61, 7 << 61, 5]);
+}
+
+#[test]
+fn an_event_comes_again_until_it_is_taken() {
+    let scene = scene();
+    let configure = || scene.status(0x3ac, &[0, sources::VTY.into(), 0, 6, 0]);
+    let interrupts = || scene.interrupts.0.load(Ordering::Relaxed);
+    assert_eq!((configure(), interrupts()), (0, 0));
+    scene.events.press_power_button().unwrap();
+    assert_eq!((configure(), interrupts()), (0, 2));
+    scene.events.take(u32::MAX).unwrap();
+    assert_eq!((configure(), interrupts()), (0, 2));
 }
 
 #[test]

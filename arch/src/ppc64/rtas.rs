@@ -306,6 +306,13 @@ impl Rtas {
         (results, action)
     }
 
+    /// Interrupts again for events that the guest has not taken.
+    pub fn remind(&self) {
+        if let Err(error) = self.events.remind() {
+            log::warn!("cannot tell the guest of an event: {error}");
+        }
+    }
+
     /// Marks vCPU `cpu` as started, if there is one and it is stopped.
     fn start(&self, cpu: u32) -> bool {
         match self.cpus().get_mut(cpu as usize) {

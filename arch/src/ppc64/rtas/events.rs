@@ -39,6 +39,23 @@ impl Events {
     /// The interrupt could not be delivered.
     pub fn press_power_button(&self) -> io::Result<()> {
         self.shutdown.store(true, Ordering::Release);
+        self.interrupt()
+    }
+
+    /// Interrupts again for an event that nobody has taken yet. A source of a XIVE
+    /// drops what comes before the guest lets it through, which no exit tells of;
+    /// so the guest's other sources are the occasion, which Linux sets up later.
+    ///
+    /// # Errors
+    /// The interrupt could not be delivered.
+    pub fn remind(&self) -> io::Result<()> {
+        match self.shutdown.load(Ordering::Acquire) {
+            true => self.interrupt(),
+            false => Ok(()),
+        }
+    }
+
+    fn interrupt(&self) -> io::Result<()> {
         self.irq.set(true)?;
         self.irq.set(false)
     }
@@ -113,11 +130,15 @@ mod tests {
         assert_eq!(events.take(u32::MAX), None);
         events.press_power_button().unwrap();
         assert_eq!(*wire.0.lock().unwrap(), [true, false]);
+        events.remind().unwrap();
+        assert_eq!(*wire.0.lock().unwrap(), [true, false, true, false]);
         assert_eq!(events.sensor(9, 0), Some(3));
         assert_eq!((events.sensor(9, 1), events.sensor(8, 0)), (None, None));
         assert_eq!(events.take(0x8000_0000), None, "of another kind");
         assert!(events.take(0x4000_0000).is_some());
         assert_eq!(events.take(0x4000_0000), None);
+        events.remind().unwrap();
+        assert_eq!(wire.0.lock().unwrap().len(), 4, "nothing is pending");
         assert_eq!(events.sensor(9, 0), Some(0));
     }
 

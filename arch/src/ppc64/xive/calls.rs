@@ -20,7 +20,8 @@ use crate::ppc64::sources::{self, Trigger};
 
 // Function numbers.
 const H_INT_GET_SOURCE_INFO: u64 = 0x3a8;
-const H_INT_SET_SOURCE_CONFIG: u64 = 0x3ac;
+/// Where a source leads.
+pub const H_INT_SET_SOURCE_CONFIG: u64 = 0x3ac;
 const H_INT_GET_SOURCE_CONFIG: u64 = 0x3b0;
 const H_INT_GET_QUEUE_INFO: u64 = 0x3b4;
 const H_INT_SET_QUEUE_CONFIG: u64 = 0x3b8;
