@@ -47,6 +47,7 @@ const CMDLINE_MAX: usize = 2047;
 /// Names the option that cannot be met.
 pub fn plan(config: &VmConfig, host: &Host, mmu: Mmu, irqchip: Irqchip) -> Result<Plan> {
     check(config, host)?;
+    check_queues(config)?;
     plan::transport(config, Transport::Pci, &[Transport::Pci])?;
     let mut slots = PciSlots::default();
     let devices = plan::devices(config, |_, _| slots.take())?;
@@ -77,6 +78,29 @@ pub fn plan(config: &VmConfig, host: &Host, mmu: Mmu, irqchip: Irqchip) -> Resul
     };
     plan.check(host.page_size)?;
     Ok(plan)
+}
+
+/// Checks that each device has enough messages: one for each queue that interrupts,
+/// and one for its configuration. With fewer Linux would have all queues share one.
+fn check_queues(config: &VmConfig) -> Result<()> {
+    let most = sources::MSIS_PER_SLOT - 1;
+    let refused = |option, queues, most| {
+        let problem = format!(
+            "queues={queues}: this machine's devices have {} messages each, enough for queues={most}",
+            sources::MSIS_PER_SLOT
+        );
+        Err(Error::config(option, problem))
+    };
+    let mut disks = config.disks.iter().filter_map(|disk| disk.queues);
+    if let Some(queues) = disks.find(|queues| *queues > most) {
+        return refused("--disk", queues, most);
+    }
+    // A queue is a pair of them here.
+    let most = most / 2;
+    match config.nets.iter().find(|net| net.queues > most) {
+        Some(net) => refused("--net", net.queues, most),
+        None => Ok(()),
+    }
 }
 
 fn check(config: &VmConfig, host: &Host) -> Result<()> {

@@ -1,7 +1,7 @@
 //! Properties of planned machines and their device trees.
 
 use crossvisor_vmm::arch::{Architecture, Host, Machine};
-use crossvisor_vmm::config::{Console, Disk, Transport, VmConfig};
+use crossvisor_vmm::config::{Console, Disk, Net, Transport, VmConfig};
 use crossvisor_vmm::plan::Range;
 use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::{Node, Property};
@@ -129,6 +129,35 @@ fn what_cannot_be_met_is_said_by_its_option() {
     assert!(text.starts_with("--mmu: "), "{text}");
     let text = with(|config| config.cmdline = "x".repeat(3000));
     assert!(text.starts_with("--cmdline: "), "{text}");
+}
+
+#[test]
+fn queues_without_a_message_of_their_own_are_refused() {
+    let config = |disk, net| VmConfig {
+        disks: vec![Disk {
+            path: "disk".into(),
+            read_only: false,
+            serial: None,
+            queues: Some(disk),
+        }],
+        nets: vec![Net {
+            tap: "tap0".into(),
+            mac: None,
+            queues: net,
+        }],
+        ..VmConfig::default()
+    };
+    machine(&config(31, 15));
+    let text = message(&config(32, 15));
+    assert_eq!(
+        text,
+        "--disk: queues=32: this machine's devices have 32 messages each, enough for queues=31"
+    );
+    let text = message(&config(31, 16));
+    assert!(
+        text.starts_with("--net: queues=16: ") && text.ends_with(" queues=15"),
+        "{text}"
+    );
 }
 
 #[test]
