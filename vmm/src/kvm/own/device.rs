@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
 
-use super::{Result, call_mut, call_ref, requests};
+use super::{Result, call_ref, requests};
 use crate::kvm::bindings::kvm_device_attr;
 
 /// A device in the kernel.
@@ -29,18 +29,6 @@ impl DeviceFd {
     /// KVM refused.
     pub fn set_device_attr(&self, attribute: &kvm_device_attr) -> Result<()> {
         call_ref(self, requests::KVM_SET_DEVICE_ATTR, attribute).map(drop)
-    }
-
-    /// KVM_GET_DEVICE_ATTR. Some attributes return a value, such as a length.
-    ///
-    /// # Errors
-    /// KVM refused.
-    ///
-    /// # Safety
-    /// The kernel writes the attribute to the address in `attribute`: that
-    /// memory must be the caller's to be written, and large enough.
-    pub unsafe fn get_device_attr(&self, attribute: &mut kvm_device_attr) -> Result<i32> {
-        call_mut(self, requests::KVM_GET_DEVICE_ATTR, attribute)
     }
 }
 

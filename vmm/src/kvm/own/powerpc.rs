@@ -4,14 +4,6 @@ use super::{Error, Result, VmFd, call_mut, call_ref, get, requests};
 use crate::kvm::bindings::*;
 
 impl VmFd {
-    /// KVM_PPC_GET_SMMU_INFO: what the hash MMU offers.
-    ///
-    /// # Errors
-    /// KVM refused.
-    pub fn get_smmu_info(&self) -> Result<kvm_ppc_smmu_info> {
-        get(self, requests::KVM_PPC_GET_SMMU_INFO)
-    }
-
     /// KVM_PPC_GET_RMMU_INFO: what the radix MMU offers.
     ///
     /// # Errors
@@ -57,31 +49,11 @@ impl VmFd {
         call_ref(self, requests::KVM_PPC_RTAS_DEFINE_TOKEN, &arguments).map(drop)
     }
 
-    /// KVM_PPC_GET_PVINFO: instructions for a hypercall, and flags.
-    ///
-    /// # Errors
-    /// KVM refused.
-    pub fn get_pvinfo(&self) -> Result<kvm_ppc_pvinfo> {
-        get(self, requests::KVM_PPC_GET_PVINFO)
-    }
-
     /// KVM_PPC_GET_CPU_CHAR: mitigations, for H_GET_CPU_CHARACTERISTICS.
     ///
     /// # Errors
     /// KVM does not know.
     pub fn get_cpu_char(&self) -> Result<kvm_ppc_cpu_char> {
         get(self, requests::KVM_PPC_GET_CPU_CHAR)
-    }
-
-    /// KVM_CREATE_SPAPR_TCE_64: a DMA window's table, in the kernel.
-    ///
-    /// # Errors
-    /// KVM refused.
-    pub fn create_spapr_tce_64(&self, window: &kvm_create_spapr_tce_64) -> Result<super::DeviceFd> {
-        use std::fs::File;
-        use std::os::fd::FromRawFd;
-        let fd = call_ref(self, requests::KVM_CREATE_SPAPR_TCE_64, window)?;
-        // SAFETY: the kernel has just made this descriptor for this call.
-        Ok(super::DeviceFd::new(unsafe { File::from_raw_fd(fd) }))
     }
 }

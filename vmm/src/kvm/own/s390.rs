@@ -88,34 +88,12 @@ impl VmFd {
         ))
     }
 
-    /// KVM_S390_VM_CPU_MACHINE_SUBFUNC: query blocks of the host's instructions.
-    ///
-    /// # Errors
-    /// KVM refused.
-    pub fn cpu_machine_subfunctions(&self) -> Result<kvm_s390_vm_cpu_subfunc> {
-        self.attribute(KVM_S390_VM_CPU_MODEL, KVM_S390_VM_CPU_MACHINE_SUBFUNC)
-    }
-
     /// KVM_S390_VM_MEM_LIMIT_SIZE: the most guest memory, in bytes.
     ///
     /// # Errors
     /// KVM refused.
     pub fn memory_limit(&self) -> Result<u64> {
         self.attribute(KVM_S390_VM_MEM_CTRL, KVM_S390_VM_MEM_LIMIT_SIZE)
-    }
-
-    /// Limits guest memory to `bytes`, before there are vCPUs; smaller guests
-    /// need fewer levels of page tables.
-    ///
-    /// # Errors
-    /// KVM refused.
-    pub fn set_memory_limit(&self, bytes: u64) -> Result<()> {
-        let address = &raw const bytes as u64;
-        self.set_device_attr(&attribute(
-            KVM_S390_VM_MEM_CTRL,
-            KVM_S390_VM_MEM_LIMIT_SIZE,
-            address,
-        ))
     }
 
     /// Switches an attribute on that has no value, such as
@@ -125,14 +103,6 @@ impl VmFd {
     /// KVM does not have it, or it is too late.
     pub fn enable(&self, group: u32, attr: u32) -> Result<()> {
         self.set_device_attr(&attribute(group, attr, 0))
-    }
-
-    /// KVM_S390_INTERRUPT for the VM: floating interrupts.
-    ///
-    /// # Errors
-    /// KVM refused.
-    pub fn s390_interrupt(&self, interrupt: &kvm_s390_interrupt) -> Result<()> {
-        call_ref(self, requests::KVM_S390_INTERRUPT, interrupt).map(drop)
     }
 
     /// KVM_S390_SET_SKEYS: the storage keys of the pages from number `first`
@@ -149,23 +119,6 @@ impl VmFd {
             ..Default::default()
         };
         call_ref(self, requests::KVM_S390_SET_SKEYS, &arguments).map(drop)
-    }
-
-    /// KVM_S390_GET_SKEYS: the storage keys of the pages from number `first` on.
-    /// False when the guest uses none.
-    ///
-    /// # Errors
-    /// No such memory.
-    pub fn get_storage_keys(&self, first: u64, keys: &mut [u8]) -> Result<bool> {
-        let arguments = kvm_s390_skeys {
-            start_gfn: first,
-            count: keys.len() as u64,
-            skeydata_addr: keys.as_mut_ptr() as u64,
-            ..Default::default()
-        };
-        // The kernel writes `count` bytes.
-        let result = call_ref(self, requests::KVM_S390_GET_SKEYS, &arguments)?;
-        Ok(result != KVM_S390_GET_SKEYS_NONE as i32)
     }
 }
 
@@ -200,36 +153,12 @@ impl VcpuFd {
         call_value(self, requests::KVM_S390_STORE_STATUS, address).map(drop)
     }
 
-    /// KVM_S390_INTERRUPT for this vCPU.
-    ///
-    /// # Errors
-    /// KVM refused.
-    pub fn s390_interrupt(&self, interrupt: &kvm_s390_interrupt) -> Result<()> {
-        call_ref(self, requests::KVM_S390_INTERRUPT, interrupt).map(drop)
-    }
-
     /// KVM_S390_IRQ: an interrupt for this vCPU, with all its parameters.
     ///
     /// # Errors
     /// KVM refused.
     pub fn s390_irq(&self, irq: &kvm_s390_irq) -> Result<()> {
         call_ref(self, requests::KVM_S390_IRQ, irq).map(drop)
-    }
-
-    /// Leaves a program interrupt of `code` pending.
-    ///
-    /// # Errors
-    /// KVM refused.
-    pub fn program_interrupt(&self, code: u16) -> Result<()> {
-        let mut irq = kvm_s390_irq {
-            type_: KVM_S390_PROGRAM_INT.into(),
-            ..Default::default()
-        };
-        irq.u.pgm = kvm_s390_pgm_info {
-            code,
-            ..Default::default()
-        };
-        self.s390_irq(&irq)
     }
 
     fn memory_operation(

@@ -37,11 +37,6 @@ impl Kvm {
         self.check_extension_raw(capability as c_ulong)
     }
 
-    /// KVM_CHECK_EXTENSION.
-    pub fn check_extension(&self, capability: Cap) -> bool {
-        self.check_extension_int(capability) > 0
-    }
-
     /// The most vCPUs of a VM.
     pub fn get_max_vcpus(&self) -> usize {
         let most = self.check_extension_int(Cap::MaxVcpus);
@@ -55,15 +50,6 @@ impl Kvm {
             .ok()
             .filter(|most| *most > 0)
             .unwrap_or(4)
-    }
-
-    /// The most memory slots of a VM.
-    pub fn get_nr_memslots(&self) -> usize {
-        let most = self.check_extension_int(Cap::NrMemslots);
-        usize::try_from(most)
-            .ok()
-            .filter(|most| *most > 0)
-            .unwrap_or(32)
     }
 
     /// The size of a vCPU's mapping, in bytes.

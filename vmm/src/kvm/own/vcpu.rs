@@ -126,30 +126,6 @@ impl VcpuFd {
         get(self, requests::KVM_GET_SREGS)
     }
 
-    /// KVM_SET_SREGS.
-    ///
-    /// # Errors
-    /// KVM refused.
-    pub fn set_sregs(&self, registers: &kvm_sregs) -> Result<()> {
-        call_ref(self, requests::KVM_SET_SREGS, registers).map(drop)
-    }
-
-    /// KVM_GET_FPU.
-    ///
-    /// # Errors
-    /// KVM refused.
-    pub fn get_fpu(&self) -> Result<kvm_fpu> {
-        get(self, requests::KVM_GET_FPU)
-    }
-
-    /// KVM_SET_FPU.
-    ///
-    /// # Errors
-    /// KVM refused.
-    pub fn set_fpu(&self, registers: &kvm_fpu) -> Result<()> {
-        call_ref(self, requests::KVM_SET_FPU, registers).map(drop)
-    }
-
     /// KVM_GET_ONE_REG: the register's value in `data`, in the host's byte
     /// order. Returns its size in bytes.
     ///
@@ -178,14 +154,6 @@ impl VcpuFd {
         };
         call_ref(self, requests::KVM_SET_ONE_REG, &register)?;
         Ok(size)
-    }
-
-    /// KVM_GET_MP_STATE.
-    ///
-    /// # Errors
-    /// KVM refused.
-    pub fn get_mp_state(&self) -> Result<kvm_mp_state> {
-        get(self, requests::KVM_GET_MP_STATE)
     }
 
     /// KVM_SET_MP_STATE.

@@ -56,11 +56,6 @@ impl VmFd {
         self.check_extension_raw(capability as c_ulong)
     }
 
-    /// KVM_CHECK_EXTENSION.
-    pub fn check_extension(&self, capability: Cap) -> bool {
-        self.check_extension_int(capability) > 0
-    }
-
     /// KVM_ENABLE_CAP.
     ///
     /// # Errors
@@ -175,15 +170,6 @@ impl VmFd {
         // holds so many.
         let header = table.as_fam_struct_ref();
         call_ref(self, requests::KVM_SET_GSI_ROUTING, header).map(drop)
-    }
-
-    /// KVM_SIGNAL_MSI. Returns more than 0 when the message was delivered, 0
-    /// when the guest blocked it.
-    ///
-    /// # Errors
-    /// KVM refused.
-    pub fn signal_msi(&self, msi: kvm_msi) -> Result<i32> {
-        call_ref(self, requests::KVM_SIGNAL_MSI, &msi)
     }
 
     fn irqfd(&self, fd: &EventFd, gsi: u32, flags: u32) -> Result<()> {
