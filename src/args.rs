@@ -167,6 +167,10 @@ pub struct PlanArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// Print the device tree too, where the machine has one: its source text, in
+    /// which the plan is a comment
+    #[arg(long, conflicts_with = "json")]
+    pub device_tree: bool,
     /// Write what the guest reads about its machine (FDT, ACPI tables) here
     #[arg(long, value_name = "DIR")]
     pub dump: Option<PathBuf>,

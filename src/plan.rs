@@ -4,7 +4,7 @@ use std::fs;
 use std::process::ExitCode;
 
 use crossvisor_arch as arch;
-use crossvisor_vmm::arch::{Architecture, Host, Machine};
+use crossvisor_vmm::arch::{Architecture, Description, Host, Machine};
 use crossvisor_vmm::kvm;
 use crossvisor_vmm::plan::Plan;
 
@@ -18,22 +18,47 @@ pub fn plan(args: &PlanArgs) -> Result<ExitCode, String> {
     let machine = arch
         .machine(&args.machine.config(), &host)
         .map_err(|error| error.to_string())?;
+    let descriptions = machine.describe().map_err(|error| error.to_string())?;
     if let Some(directory) = &args.dump {
-        for description in machine.describe().map_err(|error| error.to_string())? {
+        for description in &descriptions {
             let path = directory.join(description.name);
             fs::create_dir_all(directory)
                 .and_then(|()| fs::write(&path, &description.bytes))
                 .map_err(|error| format!("--dump: {}: {error}", path.display()))?;
         }
     }
-    let text = match args.json {
-        true => {
+    let text = match () {
+        () if args.json => {
             serde_json::to_string_pretty(machine.plan()).map_err(|error| error.to_string())? + "\n"
         }
-        false => text(machine.as_ref()),
+        () if args.device_tree => with_tree(&text(machine.as_ref()), arch, &descriptions)?,
+        () => text(machine.as_ref()),
     };
     print::output(&text)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The source text of the machine's device tree, after `plan` as a comment: dtc
+/// takes it as it is.
+fn with_tree(
+    plan: &str,
+    arch: &dyn Architecture,
+    descriptions: &[Description],
+) -> Result<String, String> {
+    let mut sources = descriptions
+        .iter()
+        .filter_map(|description| arch::dts::source(&description.bytes));
+    let source = sources.next().ok_or_else(|| {
+        format!(
+            "--device-tree: a guest of {} has none; --dump DIR writes what it reads instead",
+            arch.name()
+        )
+    })?;
+    let comment: Vec<String> = plan
+        .lines()
+        .map(|line| format!("// {line}").trim_end().to_string())
+        .collect();
+    Ok(format!("{}\n\n{source}", comment.join("\n")))
 }
 
 /// The architecture called `name`, or this host's.

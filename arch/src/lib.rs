@@ -5,6 +5,7 @@
 //! host, except its `kvm.rs`.
 
 pub mod aarch64;
+pub mod dts;
 pub mod ppc64;
 pub mod riscv64;
 pub mod s390x;

@@ -144,6 +144,31 @@ fn plan(lab: &Lab, arch: &str) -> Result {
         devices.iter().filter(asked).count(),
         3,
     )?;
+    let tree = plan(&["--device-tree"])?;
+    match std::path::Path::new(&folder).join("machine.dtb").exists() {
+        // The plan as a comment, and the tree.
+        true => {
+            let source = tree.succeeds()?;
+            let comment = format!("// {arch} machine: 3 vCPUs, 5120 MiB");
+            for part in [comment.as_str(), "\n/dts-v1/;\n", "\n/ {\n", "\tchosen {\n"] {
+                contains("the device tree", &source, part)?;
+            }
+            let words = source.lines().filter(|line| line.contains("the=words"));
+            let words: Vec<&str> = words.map(str::trim).collect();
+            ensure(
+                matches!(words[..], [plan, tree] if plan.starts_with("// ") && tree.starts_with("bootargs = \"")),
+                || format!("the command line is in {words:?}"),
+            )?;
+        }
+        false => {
+            let errors = tree.errors();
+            ensure(tree.code() == Some(1), || {
+                "there is a tree of no tree".into()
+            })?;
+            contains("what it says", &errors, "--device-tree: ")?;
+            contains("what it says", &errors, "--dump DIR")?;
+        }
+    }
     // Flattened device trees and ACPI tables are told by their first bytes, an
     // IPL parameter block by its length in them.
     let mut tables = 0;

@@ -78,21 +78,26 @@ pub fn has(node: &FdtNode<'_>, name: &str) -> bool {
 
 /// What dtc says against a tree; nothing where there is no dtc.
 pub fn dtc_complaints(blob: &[u8]) -> String {
+    let made = dtc(&["-I", "dtb", "-O", "dts", "-"], blob);
+    made.map_or_else(String::new, |(_, complaints)| complaints)
+}
+
+/// What dtc makes of `input`, and what it says against it; `None` where there is no
+/// dtc.
+pub fn dtc(arguments: &[&str], input: &[u8]) -> Option<(Vec<u8>, String)> {
     use std::io::Write;
     use std::process::{Command, Stdio};
 
     let dtc = Command::new("dtc")
-        .args(["-I", "dtb", "-O", "dts", "-"])
+        .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn();
-    let Ok(mut dtc) = dtc else {
-        return String::new();
-    };
-    dtc.stdin.take().unwrap().write_all(blob).unwrap();
+    let mut dtc = dtc.ok()?;
+    dtc.stdin.take().unwrap().write_all(input).unwrap();
     let output = dtc.wait_with_output().unwrap();
     let complaints = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{complaints}");
-    complaints.into_owned()
+    Some((output.stdout, complaints.into_owned()))
 }
