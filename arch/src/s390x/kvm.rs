@@ -230,7 +230,11 @@ impl KvmMachine for S390xMachine {
         if let Some(registers) = registers {
             self.set_registers(vcpu, registers)?;
         }
-        self.set_state(vcpu, KVM_MP_STATE_OPERATING)
+        // KVM drops an order to stop that is pending when a CPU that operates
+        // becomes stopped: one that starts itself anew still operates.
+        [KVM_MP_STATE_STOPPED, KVM_MP_STATE_OPERATING]
+            .into_iter()
+            .try_for_each(|state| self.set_state(vcpu, state))
             .map_err(|errno| Error::io(format!("starting vCPU {index}"), errno))
     }
 

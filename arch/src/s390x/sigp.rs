@@ -49,8 +49,6 @@ const ADDITIONAL_AREA: u64 = 1024;
 struct Then {
     store_status: bool,
     reset: bool,
-    /// It is to start again at once, from where RESTART leads.
-    restart: bool,
 }
 
 #[derive(Debug)]
@@ -168,13 +166,10 @@ impl Cpus {
                     self.restart(registers);
                     Ok(self.start(state, target))
                 }
-                State::Starting => Err(Refused::Busy),
+                // The order to stop is still being carried out.
+                State::Starting | State::Stopping(_) => Err(Refused::Busy),
                 State::Operating => {
                     self.vm.inject(Some(target), &interrupt::restart())?;
-                    Ok(None)
-                }
-                State::Stopping(then) => {
-                    then.restart = true;
                     Ok(None)
                 }
             },
@@ -259,7 +254,6 @@ impl Cpus {
             State::Stopping(before) => {
                 before.store_status |= then.store_status;
                 before.reset |= then.reset;
-                before.restart = false;
             }
             State::Stopped(registers) => self.settle(registers, then),
             State::Waiting(_, registers) => {
@@ -297,14 +291,6 @@ impl Cpus {
         };
         let mut registers = self.registers(cpu);
         self.settle(&mut registers, then);
-        if then.restart {
-            self.restart(&mut registers);
-            *state = State::Starting;
-            return Action::Start {
-                vcpu: cpu.address,
-                registers,
-            };
-        }
         *state = State::Stopped(registers);
         self.changed.notify_all();
         self.left(&states)

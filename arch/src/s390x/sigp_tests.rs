@@ -102,14 +102,18 @@ fn the_last_cpu_that_stops_powers_off() {
     assert_eq!(stops(&bench, 0), Action::End(End::PowerOff));
 }
 
+/// Linux stops a CPU, restarts it at once, and tries again while it is busy
+/// (`pcpu_delegate`).
 #[test]
-fn a_restart_that_comes_before_the_stop_is_kept() {
+fn a_restart_that_comes_before_the_stop_finds_the_cpu_busy() {
     let bench = Bench::new(2);
     accepted(&bench, 1, 0x04, 0);
     accepted(&bench, 1, 0x05, 0);
     bench.write(0x10_01a8, &0x9999_u64.to_be_bytes());
-    assert_eq!(accepted(&bench, 1, 0x06, 0), Action::Continue);
-    let Action::Start { vcpu, registers } = stops(&bench, 1) else {
+    let (action, condition, _) = sigp(&bench, 1, 0x06, 0);
+    assert_eq!((action, condition), (Action::Continue, 2));
+    assert_eq!(stops(&bench, 1), Action::Park);
+    let Action::Start { vcpu, registers } = accepted(&bench, 1, 0x06, 0) else {
         panic!();
     };
     assert_eq!((vcpu, registers.get("psw_addr")), (1, Some(0x9999)));
