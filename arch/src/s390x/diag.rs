@@ -44,7 +44,7 @@ const SPECIFICATION: Stop = Stop::Program(program::SPECIFICATION);
 pub fn diagnose(handler: &Handler, cpu: &mut Cpu<'_>, r1: u8, r3: u8, code: u16) -> Result<Action> {
     cpu.require_supervisor()?;
     match code {
-        function::WATCHDOG => watchdog(handler, cpu, r1),
+        function::WATCHDOG => watchdog(handler, cpu, r1, r3),
         function::IPL => ipl(handler, cpu, r1, r3),
         // The control program's name and version: nobody here asks for it.
         function::PROGRAM_NAME => Ok(Action::Continue),
@@ -66,28 +66,26 @@ fn virtio(handler: &Handler, cpu: &mut Cpu<'_>) {
     cpu.set_general(2, if rung { cookie } else { EINVAL });
 }
 
-/// Function in `r1`, seconds in the next register, action in the one after.
-fn watchdog(handler: &Handler, cpu: &mut Cpu<'_>, r1: u8) -> Result<Action> {
+/// Function in `r1`, seconds in the next register, action in `r3`. Nothing is
+/// returned.
+fn watchdog(handler: &Handler, cpu: &Cpu<'_>, r1: u8, r3: u8) -> Result<Action> {
     const INIT: u64 = 0;
     const CHANGE: u64 = 1;
     const CANCEL: u64 = 2;
     const RESET: u64 = 0;
-    if !r1.is_multiple_of(2) {
+    let (code, seconds, action) = (cpu.general(r1), cpu.general(r1 + 1), cpu.general(r3));
+    if !r1.is_multiple_of(2) || action != RESET {
         return Err(SPECIFICATION);
     }
-    let [code, seconds, action] = [0, 1, 2].map(|next| cpu.general(r1 + next));
     let failed = |error| Stop::Failed(format!("the watchdog: {error}"));
-    let done = match code & 0xffff_ffff {
-        INIT if action == RESET => handler.watchdog.set(seconds, true).map_err(failed)?,
+    let done = match code {
+        INIT => handler.watchdog.set(seconds, true).map_err(failed)?,
         CHANGE => handler.watchdog.set(seconds, false).map_err(failed)?,
         CANCEL => handler.watchdog.cancel(),
         _ => false,
     };
     match done {
-        true => {
-            cpu.set_general(r1 + 1, 0);
-            Ok(Action::Continue)
-        }
+        true => Ok(Action::Continue),
         false => Err(SPECIFICATION),
     }
 }

@@ -133,12 +133,15 @@ fn of_two_resets_at_once_one_prevails() {
     });
 }
 
+/// With the registers of Linux's driver: function in 10, seconds in 11, action
+/// in 8.
 #[test]
 fn the_watchdog_takes_times_that_it_can_keep() {
     let bench = Bench::new(1);
     let watchdog = |code, seconds, action| {
-        let mut regs = Regs::with(&[(2, code), (3, seconds), (4, action)]);
-        diagnose(&bench, 0x288, &mut regs);
+        let mut regs = Regs::with(&[(8, action), (10, code), (11, seconds), (12, 0x77)]);
+        bench.instruction(0x83a8, 0x288 << 16, &mut regs);
+        assert_eq!(regs.get(11), seconds, "nothing is returned");
         bench.program()
     };
     assert_eq!(watchdog(1, 60, 0), Some(6), "not set");
