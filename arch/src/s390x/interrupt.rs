@@ -41,6 +41,8 @@ const IDENTIFICATION_ADAPTER: u32 = 0x8000_0000;
 /// code; the latter with everything that was stored valid.
 const CR14_CHANNEL_REPORT: u64 = 1 << 28;
 const MCIC_CHANNEL_REPORT: u64 = 0x0040_0f1d_4033_0000;
+/// In the machine-check code: vector registers were stored.
+const MCIC_VECTOR_VALID: u64 = 0x0000_0040_0000_0000;
 
 fn encode(kind: u64, fields: &[(usize, &[u8])]) -> Interrupt {
     let mut data = [0; 64];
@@ -92,35 +94,44 @@ pub fn adapter(subclass: u8) -> Interrupt {
     encode(ADAPTER, &[(8, &word.to_be_bytes())])
 }
 
-/// A machine check: channel report pending.
-pub fn channel_report() -> Interrupt {
+/// A machine check: channel report pending. `vector` says that CPUs have vector
+/// registers: Linux lets a program die whose registers are not valid
+/// (`arch/s390/kernel/nmi.c`).
+pub fn channel_report(vector: bool) -> Interrupt {
+    let vectors = if vector { MCIC_VECTOR_VALID } else { 0 };
+    let code = MCIC_CHANNEL_REPORT | vectors;
     let fields: &[(usize, &[u8])] = &[
         (0, &CR14_CHANNEL_REPORT.to_be_bytes()),
-        (8, &MCIC_CHANNEL_REPORT.to_be_bytes()),
+        (8, &code.to_be_bytes()),
     ];
     encode(MACHINE_CHECK, fields)
 }
 
 /// The channel subsystem's interrupts, for whichever vCPU takes them.
-pub struct Floating(pub Arc<dyn Vm>);
+pub struct Floating {
+    /// The machine.
+    pub vm: Arc<dyn Vm>,
+    /// Whether its vCPUs have vector registers.
+    pub vector: bool,
+}
 
 impl ChannelInterrupts for Floating {
     fn subchannel(&self, id: u32, parameter: u32, subclass: u8) -> io::Result<()> {
-        self.0.inject(None, &subchannel(id, parameter, subclass))
+        self.vm.inject(None, &subchannel(id, parameter, subclass))
     }
 
     fn withdraw(&self, id: u32) {
-        if let Err(error) = self.0.withdraw(id) {
+        if let Err(error) = self.vm.withdraw(id) {
             log::debug!("cannot withdraw an I/O interruption: {error}");
         }
     }
 
     fn adapter(&self, subclass: u8) -> io::Result<()> {
-        self.0.inject(None, &adapter(subclass))
+        self.vm.inject(None, &adapter(subclass))
     }
 
     fn channel_report(&self) -> io::Result<()> {
-        self.0.inject(None, &channel_report())
+        self.vm.inject(None, &channel_report(self.vector))
     }
 }
 
@@ -147,8 +158,10 @@ mod tests {
         assert_eq!(program.kind, 0xfffe_0001);
         assert_eq!(program.data[28..30], [0, 0x15]);
         assert_eq!(service(0x1001).data[..4], [0, 0, 0x10, 1]);
-        let report = channel_report();
-        assert_eq!(report.data[..8], [0, 0, 0, 0, 0x10, 0, 0, 0]);
-        assert_eq!(report.data[8..10], [0, 0x40]);
+        for (vector, registers) in [(false, 0x1d), (true, 0x5d)] {
+            let report = channel_report(vector);
+            assert_eq!(report.data[..8], [0, 0, 0, 0, 0x10, 0, 0, 0]);
+            assert_eq!(report.data[8..12], [0, 0x40, 0x0f, registers]);
+        }
     }
 }

@@ -171,7 +171,11 @@ impl Machine for S390xMachine {
 
     fn attach(&self, wiring: &mut Wiring) -> Result<Box<dyn ExitHandler>> {
         let (vm, memory) = (wiring.vm(), wiring.memory());
-        let css = ChannelSubsystem::new(Arc::new(Floating(vm.clone())), memory.clone());
+        let floating = Floating {
+            vm: vm.clone(),
+            vector: self.has_vector(),
+        };
+        let css = ChannelSubsystem::new(Arc::new(floating), memory.clone());
         wiring.set_channel_subsystem(css.clone());
         let facts = Facts {
             memory: self.plan.memory_size(),

@@ -91,10 +91,14 @@ impl Bench {
             cpus,
             consoles: true,
         };
+        let floating = Floating {
+            vm: hv.clone(),
+            vector,
+        };
         let (requests, _events) = Requests::new();
         let handler = Handler {
             cpus: Cpus::new(hv.clone(), guest.clone(), cpus, vector),
-            css: ChannelSubsystem::new(Arc::new(Floating(hv.clone())), guest.clone()),
+            css: ChannelSubsystem::new(Arc::new(floating), guest.clone()),
             sclp: Sclp::new(
                 facts,
                 hv.clone(),
