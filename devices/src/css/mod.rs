@@ -53,6 +53,10 @@ pub const fn subsystem_id(number: u16) -> u32 {
 const MAX_REPORTS: usize = 16;
 /// In a channel-report word: the ones after it are lost (bit 2, overflow).
 const REPORTS_LOST: u32 = 0x2000_0000;
+/// Solicited, of a channel path, with the error-recovery code for "initialized"
+/// (Principles of Operation, chapter 17, "Channel-Report Word"; 4 would be
+/// "installed parameters initialized").
+const PATH_INITIALIZED: u32 = 0x4402_0000;
 
 /// Interrupts of a channel subsystem.
 pub trait ChannelInterrupts: Send + Sync {
@@ -324,10 +328,10 @@ impl ChannelSubsystem {
             return Err(Refusal::Operand);
         }
         // Nothing is on its way over the path when the reset comes; the report
-        // says that it is done (channel path, initialised).
+        // says that it is done.
         match (id & 0xff) as u8 {
             CHANNEL_PATH => {
-                self.report(0x0404_0000 | u32::from(CHANNEL_PATH));
+                self.report(PATH_INITIALIZED | u32::from(CHANNEL_PATH));
                 Ok(0)
             }
             _ => Ok(3),

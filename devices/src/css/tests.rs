@@ -534,9 +534,9 @@ fn reports_are_queued() {
     assert_eq!(s.css.reset_path(0x100), Err(Refusal::Operand));
     s.css.report(7);
     let (code, first) = s.css.take_report();
-    assert_eq!((code, first), (0, 0x0404_0000));
+    assert_eq!((code, first), (0, 0x4402_0000));
     s.css.return_report(first);
-    assert_eq!(s.css.take_report(), (0, 0x0404_0000));
+    assert_eq!(s.css.take_report(), (0, 0x4402_0000));
     assert_eq!(s.css.take_report(), (0, 7));
     assert_eq!(s.css.take_report(), (1, 0));
 }
@@ -553,8 +553,8 @@ fn the_last_report_that_fits_says_that_others_are_lost() {
     })
     .collect();
     assert_eq!(reports.len(), 16);
-    assert_eq!(reports[14], 0x0404_0000);
-    assert_eq!(reports[15], 0x2404_0000);
+    assert_eq!(reports[14], 0x4402_0000);
+    assert_eq!(reports[15], 0x6402_0000);
 }
 
 #[test]
