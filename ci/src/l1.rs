@@ -22,7 +22,7 @@ use crate::stored;
 /// The guest modules that are put into a machine for crossvisor's built-in
 /// initramfs to choose from, dependencies aside; what a kernel has built in or
 /// lacks is left out.
-const GUEST_MODULES: [&str; 19] = [
+const GUEST_MODULES: [&str; 20] = [
     // By which guests see their power button.
     "button",
     "gpio_keys",
@@ -43,6 +43,8 @@ const GUEST_MODULES: [&str; 19] = [
     "crc32c_generic",
     "ext4",
     "overlay",
+    // Only s390x has it.
+    "diag288_wdt",
 ];
 
 /// What every start of one machine has in common.

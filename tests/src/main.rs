@@ -30,6 +30,7 @@ mod systemd;
 mod tap;
 mod transports;
 mod vectors;
+mod zarch;
 
 use std::process::ExitCode;
 
@@ -38,7 +39,7 @@ use crate::machines::Machine;
 use crate::runner::Test;
 
 /// Every theme, from what the others need to what needs all of them.
-const THEMES: [&[Test]; 14] = [
+const THEMES: [&[Test]; 15] = [
     doctor::TESTS,
     boot::TESTS,
     life::TESTS,
@@ -46,6 +47,7 @@ const THEMES: [&[Test]; 14] = [
     cpus::TESTS,
     vectors::TESTS,
     pseries::TESTS,
+    zarch::TESTS,
     memory::TESTS,
     transports::TESTS,
     disk::TESTS,
