@@ -1,6 +1,7 @@
 //! DIAGNOSE, the functions that KVM leaves to user space
 //! (Documentation/virt/kvm/s390/s390-diag.rst).
 
+use crossvisor_vmm::arch::RegisterState;
 use crossvisor_vmm::exit::{Action, End};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
@@ -8,12 +9,13 @@ use super::cpu::{Cpu, Result, Stop, short_psw};
 use super::handler::Handler;
 use super::interrupt::program;
 use super::ipl;
+use super::registers::CONTROL_PROGRAM;
 
 /// Function codes.
 mod function {
     pub const WATCHDOG: u16 = 0x288;
     pub const IPL: u16 = 0x308;
-    pub const PROGRAM_NAME: u16 = 0x318;
+    pub const CONTROL_PROGRAM: u16 = 0x318;
     pub const VIRTIO: u16 = 0x500;
 }
 
@@ -46,8 +48,7 @@ pub fn diagnose(handler: &Handler, cpu: &mut Cpu<'_>, r1: u8, r3: u8, code: u16)
     match code {
         function::WATCHDOG => watchdog(handler, cpu, r1, r3),
         function::IPL => ipl(handler, cpu, r1, r3),
-        // The control program's name and version: nobody here asks for it.
-        function::PROGRAM_NAME => Ok(Action::Continue),
+        function::CONTROL_PROGRAM => control_program(handler, cpu, r1),
         function::VIRTIO => {
             virtio(handler, cpu);
             Ok(Action::Continue)
@@ -64,6 +65,17 @@ fn virtio(handler: &Handler, cpu: &mut Cpu<'_>) {
     // What is returned comes back as a hint the next time.
     let cookie = if (cookie as i64) < 0 { 0 } else { cookie };
     cpu.set_general(2, if rung { cookie } else { EINVAL });
+}
+
+/// The control program says its name and version in `r1`, for whoever looks for
+/// the cause of an error of the host's hardware. CPUs that operate already keep
+/// what they have: Linux says it before it starts a second one.
+fn control_program(handler: &Handler, cpu: &Cpu<'_>, r1: u8) -> Result<Action> {
+    let codes = cpu.general(r1);
+    match handler.cpus.set_control_program(codes) {
+        true => Ok(Action::Set(RegisterState(vec![(CONTROL_PROGRAM, codes)]))),
+        false => Err(SPECIFICATION),
+    }
 }
 
 /// Function in `r1`, seconds in the next register, action in `r3`. Nothing is
@@ -175,7 +187,7 @@ fn load_normal(handler: &Handler, cpu: &Cpu<'_>) -> Result<Action> {
     let [mask, address] = short_psw(u64::from_be_bytes(psw));
     Ok(Action::Start {
         vcpu: cpu.address,
-        registers: super::load::start(mask, address),
+        registers: handler.cpus.told(super::load::start(mask, address)),
     })
 }
 

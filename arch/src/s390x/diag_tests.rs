@@ -1,7 +1,9 @@
 use std::thread;
 
+use crossvisor_vmm::arch::RegisterState;
 use crossvisor_vmm::exit::{Action, End};
 
+use super::super::sigp::Features;
 use super::super::testing::{Bench, MEMORY, Regs};
 
 /// DIAGNOSE with registers 2 and 4 and the function as displacement.
@@ -12,12 +14,28 @@ fn diagnose(bench: &Bench, code: u16, regs: &mut Regs) -> Action {
 #[test]
 fn functions_that_are_not_there_are_specification_exceptions() {
     let bench = Bench::new(1);
-    for code in [0x0, 0x44, 0x210, 0x260, 0x501, 0xfff] {
+    for code in [0x0, 0x44, 0x210, 0x260, 0x318, 0x501, 0xfff] {
         diagnose(&bench, code, &mut Regs::default());
         assert_eq!(bench.program(), Some(6), "{code:#x}");
     }
-    diagnose(&bench, 0x318, &mut Regs::default());
+}
+
+#[test]
+fn what_the_control_program_says_of_itself_reaches_cpus() {
+    let told = Features {
+        control_program: true,
+        ..Features::default()
+    };
+    let bench = Bench::with(2, told);
+    let codes = ("diag318", 0x0400_0006_0c00_7100);
+    let action = diagnose(&bench, 0x318, &mut Regs::with(&[(2, codes.1)]));
+    assert_eq!(action, Action::Set(RegisterState(vec![codes])));
     assert_eq!(bench.program(), None);
+    // One that starts later is told, too.
+    let Action::Start { registers, .. } = sigp(&bench, 0x04) else {
+        panic!();
+    };
+    assert_eq!(registers.0, [codes]);
 }
 
 #[test]

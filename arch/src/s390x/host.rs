@@ -127,6 +127,13 @@ const USES: &[(&str, Effect)] = &[
             "guests have no vector registers",
         )
     }),
+    ("KVM_CAP_S390_DIAG318", |value| {
+        choose(
+            value,
+            "DIAGNOSE 0x318: the host's hardware is told what guests are",
+            "no DIAGNOSE 0x318: the host's hardware is not told what guests are",
+        )
+    }),
 ];
 
 /// The list of capabilities, with the values that `value` gives, and the

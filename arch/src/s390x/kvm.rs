@@ -10,10 +10,10 @@ use crossvisor_vmm::kvm::bindings::{
     KVM_CAP_S390_CPU_TOPOLOGY, KVM_CAP_S390_CSS_SUPPORT, KVM_CAP_S390_HPAGE_1M,
     KVM_CAP_S390_IRQCHIP, KVM_CAP_S390_USER_SIGP, KVM_CAP_S390_USER_STSI,
     KVM_CAP_S390_VECTOR_REGISTERS, KVM_DEV_FLIC_ADAPTER_REGISTER, KVM_MP_STATE_OPERATING,
-    KVM_MP_STATE_STOPPED, KVM_SYNC_ACRS, KVM_SYNC_ARCH0, KVM_SYNC_CRS, KVM_SYNC_FPRS,
-    KVM_SYNC_GPRS, KVM_SYNC_PREFIX, KVM_SYNC_VRS, kvm_create_device, kvm_device_attr,
-    kvm_device_type_KVM_DEV_TYPE_FLIC, kvm_enable_cap, kvm_mp_state, kvm_s390_io_adapter,
-    kvm_s390_vm_cpu_processor,
+    KVM_MP_STATE_STOPPED, KVM_SYNC_ACRS, KVM_SYNC_ARCH0, KVM_SYNC_CRS, KVM_SYNC_DIAG318,
+    KVM_SYNC_FPRS, KVM_SYNC_GPRS, KVM_SYNC_PREFIX, KVM_SYNC_VRS, kvm_create_device,
+    kvm_device_attr, kvm_device_type_KVM_DEV_TYPE_FLIC, kvm_enable_cap, kvm_mp_state,
+    kvm_s390_io_adapter, kvm_s390_vm_cpu_processor,
 };
 use crossvisor_vmm::kvm::{Cap, DeviceFd, Kvm, VcpuFd, VmFd};
 
@@ -80,6 +80,7 @@ fn capability(name: &str) -> Option<Cap> {
         "KVM_CAP_S390_MEM_OP" => Cap::S390MemOp,
         "KVM_CAP_S390_INJECT_IRQ" => Cap::S390InjectIrq,
         "KVM_CAP_S390_VECTOR_REGISTERS" => Cap::S390VectorRegisters,
+        "KVM_CAP_S390_DIAG318" => Cap::S390Diag318,
         _ => return None,
     })
 }
@@ -91,6 +92,16 @@ fn enable(vm: &VmFd, cap: u32, name: &str) -> Result<()> {
     };
     vm.enable_cap(&cap)
         .map_err(|errno| Error::io(format!("enabling {name}"), errno))
+}
+
+/// Tells the host's hardware what the control program says of itself, where
+/// `registers` name it.
+fn set_control_program(vcpu: &mut VcpuFd, registers: &RegisterState) {
+    if let Some(codes) = registers.get(registers::CONTROL_PROGRAM) {
+        let page = vcpu.get_kvm_run();
+        page.s.regs.diag318 = codes;
+        page.kvm_dirty_regs |= u64::from(KVM_SYNC_DIAG318);
+    }
 }
 
 impl S390xMachine {
@@ -238,6 +249,12 @@ impl KvmMachine for S390xMachine {
             .map_err(|errno| Error::io(format!("starting vCPU {index}"), errno))
     }
 
+    /// Of what an exit sets there is only the control program's name.
+    fn set_vcpu_registers(&self, vcpu: &mut VcpuFd, registers: &RegisterState) -> Result<()> {
+        set_control_program(vcpu, registers);
+        Ok(())
+    }
+
     fn park_vcpu(&self, vcpu: &mut VcpuFd) -> Result<()> {
         self.set_state(vcpu, KVM_MP_STATE_STOPPED)
             .map_err(|errno| Error::io("stopping a vCPU", errno))
@@ -269,7 +286,9 @@ impl S390xMachine {
         // What is not named stays as the reset left it, which the page has only
         // after a run.
         if !registers::is_whole(registers) {
-            return self.set_prefix(vcpu, registers);
+            self.set_prefix(vcpu, registers);
+            set_control_program(vcpu, registers);
+            return Ok(());
         }
         let vector = self.has_vector();
         let page = vcpu.get_kvm_run();
@@ -289,14 +308,14 @@ impl S390xMachine {
                 | KVM_SYNC_ARCH0
                 | floating,
         );
+        set_control_program(vcpu, registers);
         Ok(())
     }
 
     /// After an initial reset only the prefix may be another.
-    fn set_prefix(&self, vcpu: &mut VcpuFd, registers: &RegisterState) -> Result<()> {
+    fn set_prefix(&self, vcpu: &mut VcpuFd, registers: &RegisterState) {
         let page = vcpu.get_kvm_run();
         page.s.regs.prefix = registers.get(registers::PREFIX).unwrap_or(0);
         page.kvm_dirty_regs = KVM_SYNC_PREFIX.into();
-        Ok(())
     }
 }

@@ -60,7 +60,7 @@ use self::handler::Handler;
 use self::interrupt::Floating;
 use self::ipl::IplParameters;
 use self::sclp::{Facts, Sclp};
-use self::sigp::Cpus;
+use self::sigp::{Cpus, Features};
 use self::stsi::Identity;
 use self::watchdog::Watchdog;
 
@@ -141,7 +141,15 @@ impl S390xMachine {
 
     /// Whether vCPUs have vector registers.
     fn has_vector(&self) -> bool {
-        self.host.has("KVM_CAP_S390_VECTOR_REGISTERS")
+        self.features().vector
+    }
+
+    /// What vCPUs have on this host.
+    fn features(&self) -> Features {
+        Features {
+            vector: self.host.has("KVM_CAP_S390_VECTOR_REGISTERS"),
+            control_program: self.host.has("KVM_CAP_S390_DIAG318"),
+        }
     }
 }
 
@@ -181,6 +189,7 @@ impl Machine for S390xMachine {
             memory: self.plan.memory_size(),
             cpus: self.plan.cpus,
             consoles: wiring.console_is_native(),
+            control_program: self.features().control_program,
         };
         let sclp = Sclp::new(facts, vm.clone(), wiring.console_output())
             .map_err(|source| Error::io("SCLP", source))?;
@@ -190,12 +199,7 @@ impl Machine for S390xMachine {
             move || sclp.quiesce()
         });
         Ok(Box::new(Handler {
-            cpus: Cpus::new(
-                vm.clone(),
-                memory.clone(),
-                self.plan.cpus,
-                self.has_vector(),
-            ),
+            cpus: Cpus::new(vm.clone(), memory.clone(), self.plan.cpus, self.features()),
             vm,
             memory,
             css,

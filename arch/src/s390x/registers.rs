@@ -29,6 +29,8 @@ pub mod offset {
     pub const VECTORS: usize = 392;
     /// Floating-point control register, 32 bits.
     pub const FPC: usize = 1416;
+    /// What DIAGNOSE 0x318 was told.
+    pub const CONTROL_PROGRAM: usize = 1536;
 }
 
 /// General registers by name.
@@ -110,6 +112,8 @@ pub const PROGRAM_PARAMETER: &str = "pp";
 pub const BREAKING_EVENT: &str = "gbea";
 /// Floating-point control.
 pub const FPC: &str = "fpc";
+/// Name and version of the control program, as DIAGNOSE 0x318 was told them.
+pub const CONTROL_PROGRAM: &str = "diag318";
 
 /// Where a register is kept: offset and size in bytes. None for the PSW, which
 /// is elsewhere, and for names that are no register's.
@@ -126,6 +130,7 @@ pub fn place(name: &str, vector: bool) -> Option<(usize, usize)> {
         PROGRAM_PARAMETER => return Some((offset::PROGRAM_PARAMETER, 8)),
         BREAKING_EVENT => return Some((offset::BREAKING_EVENT, 8)),
         FPC => return Some((offset::FPC, 4)),
+        CONTROL_PROGRAM => return Some((offset::CONTROL_PROGRAM, 8)),
         _ => {}
     }
     let vectors = offset::VECTORS;

@@ -5,6 +5,7 @@
 //! call). The others change the state of a CPU, which is kept here: while a CPU
 //! is stopped, its registers are data, and whoever starts it hands them over.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -81,20 +82,30 @@ const INCORRECT_STATE: Refused = Refused::Status(0x200);
 const INVALID_PARAMETER: Refused = Refused::Status(0x100);
 const INVALID_ORDER: Refused = Refused::Status(0x002);
 
+/// What CPUs may have or not, by their host.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Features {
+    /// Vector registers.
+    pub vector: bool,
+    /// DIAGNOSE 0x318.
+    pub control_program: bool,
+}
+
 /// The CPUs of a machine.
 pub struct Cpus {
     vm: Arc<dyn hv::Vm>,
     memory: GuestMem,
     states: Mutex<Vec<State>>,
     changed: Condvar,
-    /// Whether vector registers are there.
-    vector: bool,
+    features: Features,
+    /// What DIAGNOSE 0x318 was told last.
+    control_program: AtomicU64,
 }
 
 impl Cpus {
     /// `count` CPUs, of which the first operates and the others are reset and
     /// stopped.
-    pub fn new(vm: Arc<dyn hv::Vm>, memory: GuestMem, count: u32, vector: bool) -> Self {
+    pub fn new(vm: Arc<dyn hv::Vm>, memory: GuestMem, count: u32, features: Features) -> Self {
         let state = |cpu| match cpu {
             0 => State::Operating,
             _ => State::Stopped(RegisterState::default()),
@@ -104,7 +115,8 @@ impl Cpus {
             memory,
             states: Mutex::new((0..count).map(state).collect()),
             changed: Condvar::new(),
-            vector,
+            features,
+            control_program: AtomicU64::new(0),
         }
     }
 
@@ -215,7 +227,7 @@ impl Cpus {
             },
             // With vector registers, but no guarded storage, the area is of the
             // smallest size, which the last bits say by being zero.
-            order::STORE_ADDITIONAL_STATUS if self.vector => match state {
+            order::STORE_ADDITIONAL_STATUS if self.features.vector => match state {
                 State::Stopped(registers) => {
                     let aligned = parameter.is_multiple_of(ADDITIONAL_AREA);
                     match aligned && self.store_vectors(registers, parameter) {
@@ -235,13 +247,30 @@ impl Cpus {
         match std::mem::replace(state, State::Starting) {
             State::Stopped(registers) | State::Waiting(_, registers) => Some(Action::Start {
                 vcpu: target,
-                registers,
+                registers: self.told(registers),
             }),
             other => {
                 *state = other;
                 None
             }
         }
+    }
+
+    /// Remembers what the control program says of itself, for the CPUs that start
+    /// from now on. False when there is no DIAGNOSE 0x318.
+    pub fn set_control_program(&self, codes: u64) -> bool {
+        self.control_program.store(codes, Ordering::Relaxed);
+        self.features.control_program
+    }
+
+    /// The registers of a CPU that starts, with what the control program has said
+    /// of itself: no reset of a CPU's changes that.
+    pub fn told(&self, mut registers: RegisterState) -> RegisterState {
+        if self.features.control_program {
+            let codes = self.control_program.load(Ordering::Relaxed);
+            register::assign(&mut registers, register::CONTROL_PROGRAM, codes);
+        }
+        registers
     }
 
     /// Asks a CPU to stop, and for `then`; one that is stopped does it at once.
@@ -316,7 +345,7 @@ impl Cpus {
 
     fn registers(&self, cpu: &Cpu<'_>) -> RegisterState {
         let psw = [cpu.psw_mask(), cpu.psw_address()];
-        register::save(psw, cpu.exit.sync_regs, self.vector)
+        register::save(psw, cpu.exit.sync_regs, self.features.vector)
     }
 
     /// A CPU that does nothing any more parks, and the machine ends with the

@@ -152,7 +152,11 @@ fn status_is_stored() {
 
 #[test]
 fn additional_status_is_the_vector_registers() {
-    let bench = Bench::with_vectors(2);
+    let vector = Features {
+        vector: true,
+        ..Features::default()
+    };
+    let bench = Bench::with(2, vector);
     accepted(&bench, 1, 0x04, 0);
     let refused = |parameter| sigp(&bench, 1, 0x17, parameter).2;
     assert_eq!(refused(0x4000), 0x200, "it runs");

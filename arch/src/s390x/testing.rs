@@ -16,7 +16,7 @@ use super::interrupt::Floating;
 use super::ipl::IplParameters;
 use super::registers::{self, offset};
 use super::sclp::{Facts, Sclp};
-use super::sigp::Cpus;
+use super::sigp::{Cpus, Features};
 use super::stsi::Identity;
 use super::watchdog::Watchdog;
 
@@ -73,15 +73,11 @@ impl Regs {
 
 impl Bench {
     pub fn new(cpus: u32) -> Self {
-        Self::with(cpus, false)
+        Self::with(cpus, Features::default())
     }
 
-    /// One whose CPUs have vector registers.
-    pub fn with_vectors(cpus: u32) -> Self {
-        Self::with(cpus, true)
-    }
-
-    fn with(cpus: u32, vector: bool) -> Self {
+    /// One whose CPUs have more.
+    pub fn with(cpus: u32, features: Features) -> Self {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
         let guest = GuestMem::new(memory.clone());
         let vm = ScriptedVm::default();
@@ -90,14 +86,15 @@ impl Bench {
             memory: MEMORY as u64,
             cpus,
             consoles: true,
+            control_program: features.control_program,
         };
         let floating = Floating {
             vm: hv.clone(),
-            vector,
+            vector: features.vector,
         };
         let (requests, _events) = Requests::new();
         let handler = Handler {
-            cpus: Cpus::new(hv.clone(), guest.clone(), cpus, vector),
+            cpus: Cpus::new(hv.clone(), guest.clone(), cpus, features),
             css: ChannelSubsystem::new(Arc::new(floating), guest.clone()),
             sclp: Sclp::new(
                 facts,

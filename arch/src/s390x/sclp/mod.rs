@@ -58,6 +58,9 @@ const CPU_ENTRY: usize = 16;
 /// Facility: read CPU information (SCLP_HAS_CPU_INFO).
 const HAS_CPU_INFO: u64 = 0x0800_0000_0000_0000;
 
+/// Bit of byte 134: DIAGNOSE 0x318 (`sclp_early_facilities_detect`).
+const HAS_CONTROL_PROGRAM: u8 = 0x80;
+
 /// Storage is counted in increments of so many MiB.
 const INCREMENT_MIB: u64 = 1;
 
@@ -70,6 +73,8 @@ pub struct Facts {
     pub cpus: u32,
     /// Whether there are consoles: Linux takes one of SCLP's if there is any.
     pub consoles: bool,
+    /// Whether there is DIAGNOSE 0x318.
+    pub control_program: bool,
 }
 
 /// The service-call logical processor.
@@ -213,6 +218,9 @@ impl Sclp {
         // The highest address that a CPU can have.
         let highest = self.facts.cpus.saturating_sub(1) as u16;
         put(sccb, 120, &highest.to_be_bytes());
+        if self.facts.control_program {
+            put(sccb, 134, &[HAS_CONTROL_PROGRAM]);
+        }
         self.list_cpus(sccb, CPU_LIST);
         response::NORMAL_READ
     }

@@ -72,6 +72,7 @@ fn the_machine_is_told() {
     );
     assert_eq!(bench.read::<4>(SCCB + 16), [0, 70, 0, 144]);
     assert_eq!(bench.read::<2>(SCCB + 120), [0, 69]);
+    assert_eq!(bench.read::<1>(SCCB + 134), [0], "no DIAGNOSE 0x318");
     assert_eq!(bench.read::<1>(SCCB + 144 + 69 * 16), [69]);
     // A block that is too short learns how long it must be.
     assert_eq!(call(&bench, command::READ_SCP_INFO, &[1, 0]), 0x300);
@@ -79,6 +80,19 @@ fn the_machine_is_told() {
     assert_eq!(call(&bench, command::READ_CPU_INFO, &[0x10, 0]), 0x10);
     assert_eq!(bench.read::<4>(SCCB + 8), [0, 70, 0, 16]);
     assert_eq!(call(&bench, 0x0004_0001, &[0x10, 0]), 0x1f0);
+}
+
+#[test]
+fn diagnose_318_is_told_where_it_is() {
+    let facts = Facts {
+        memory: 1 << 30,
+        cpus: 1,
+        consoles: false,
+        control_program: true,
+    };
+    let mut sccb = vec![0; 4096];
+    assert_eq!(alone(facts).read_scp_info(&mut sccb), 0x10);
+    assert_eq!(sccb[134], 0x80);
 }
 
 /// SCLP without a guest.
@@ -93,6 +107,7 @@ fn a_machine_whose_console_is_another_device_has_none_of_sclp_s() {
         memory: 1 << 30,
         cpus: 1,
         consoles: false,
+        control_program: false,
     };
     let mut sccb = vec![0, 28, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4];
     sccb.resize(28, 0xff);
@@ -107,6 +122,7 @@ fn much_memory_is_told_in_the_wide_field() {
         memory: 1 << 40,
         cpus: 1,
         consoles: false,
+        control_program: false,
     };
     let sclp = alone(facts);
     let mut sccb = vec![0; 4096];

@@ -57,4 +57,6 @@ capabilities! {
     S390MemOp = KVM_CAP_S390_MEM_OP,
     #[cfg(target_arch = "s390x")]
     S390InjectIrq = KVM_CAP_S390_INJECT_IRQ,
+    #[cfg(target_arch = "s390x")]
+    S390Diag318 = KVM_CAP_S390_DIAG318,
 }
