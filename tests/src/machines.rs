@@ -311,7 +311,6 @@ const BOARDS: &[Board] = &[
         "s390x",
         &[],
         &[
-            ("sie", true),
             ("pgste", true),
             ("KVM_CAP_S390_COW", false),
             ("KVM_CAP_S390_CSS_SUPPORT", true),

@@ -8,25 +8,31 @@ use crate::shared::{
     host::{Effect, choose},
 };
 
-/// The facilities that the host has and KVM grants to guests: a bit each, the
-/// first the leftmost.
+/// The facilities of guests: a bit each, the first the leftmost.
 pub const FACILITIES: &str = "facilities";
+
+/// Page tables with storage keys, without which KVM makes no VM.
+pub const PGSTE: &str = "pgste";
+
+/// Configuration topology, which Linux believes STFLE about and then needs.
+pub const TOPOLOGY: usize = 11;
+
+/// What KVM grants and this machine has nothing behind: cryptographic adapters
+/// (AP query configuration, AP facilities test, AP-queue interruptions).
+const NOT_GIVEN: [usize; 3] = [12, 15, 65];
 
 /// Huge pages of 1 MiB for guests.
 const HUGE_PAGES: &str = "KVM_CAP_S390_HPAGE_1M";
 
 /// What the machine uses, or would use: the KVM API's names for capabilities
-/// (section 4.4), `sie` for KVM's being there at all, `pgste` for a VM's being
-/// made, `flic` for the device, `topology` for facility 11.
+/// (section 4.4), `pgste` for a VM's being made, `flic` for the device,
+/// `topology` for facility 11.
 const USES: &[(&str, Effect)] = &[
-    ("sie", |value| {
-        choose(value, "guests run", "no machine can be built")
-    }),
-    ("pgste", |value| {
+    (PGSTE, |value| {
         choose(
             value,
             "this program's page tables hold storage keys",
-            "no machine can be built",
+            "no machine can be built, and no VM asked for the rest",
         )
     }),
     ("KVM_CAP_S390_COW", |value| {
@@ -175,11 +181,37 @@ pub fn facilities(list: &[u64]) -> Vec<usize> {
     bits.filter(set).collect()
 }
 
+/// Gives a guest, whose facilities are `guest`, those of the host's that KVM
+/// grants: more than it begins with (Linux `kvm_s390_fac_ext`), all of which
+/// KVM itself does the work for. The topology facility is given wherever the
+/// host has it: the guest sees it by STFLE even where the hardware ignores the
+/// model.
+pub fn grant(guest: &mut [u64], host: &[u64], granted: &[u64]) {
+    let mask = |word: usize, facility: usize| match facility / 64 == word {
+        true => 1 << (63 - facility % 64),
+        false => 0,
+    };
+    let lists = guest.iter_mut().zip(host.iter().zip(granted)).enumerate();
+    for (word, (guest, (host, granted))) in lists {
+        let held_back: u64 = NOT_GIVEN.iter().map(|facility| mask(word, *facility)).sum();
+        *guest |= host & (granted & !held_back | mask(word, TOPOLOGY));
+    }
+}
+
 /// Checks for what no machine can do without.
 ///
 /// # Errors
 /// Names what is missing.
 pub fn require(host: &Host) -> Result<()> {
+    if !host.has(PGSTE) {
+        // Guests need page tables of twice the size in the whole process.
+        return Err(Error::Capability {
+            capability: "page tables with storage keys (KVM_CREATE_VM: EINVAL)".into(),
+            advice: "use a crossvisor that is linked with --s390-pgste, or set `sysctl \
+                     vm.allocate_pgste=1` and start again"
+                .into(),
+        });
+    }
     let needed = [
         "KVM_CAP_S390_CSS_SUPPORT",
         "flic",
@@ -241,6 +273,28 @@ mod tests {
             .retain(|capability| capability.name != "KVM_CAP_S390_MEM_OP");
         let error = require(&old).unwrap_err().to_string();
         assert!(error.contains("KVM_CAP_S390_MEM_OP"), "{error}");
+        // It is the cause of others that are not there.
+        old.capabilities
+            .retain(|capability| capability.name != PGSTE);
+        let error = require(&old).unwrap_err().to_string();
+        assert!(error.contains("vm.allocate_pgste=1"), "{error}");
+    }
+
+    #[test]
+    fn guests_have_what_kvm_grants_of_the_host_s_facilities() {
+        let list = |facilities: &[usize]| {
+            let mut list = [0; 4];
+            for facility in facilities {
+                list[facility / 64] |= 1_u64 << (63 - facility % 64);
+            }
+            list
+        };
+        // What KVM begins with stays, the host's or not (STHYI is 74).
+        let mut guest = list(&[0, 74]);
+        let host = list(&[0, 11, 12, 15, 44, 65, 133, 156, 193]);
+        let granted = list(&[0, 12, 15, 65, 156, 165, 193]);
+        grant(&mut guest, &host, &granted);
+        assert_eq!(facilities(&guest), [0, 11, 74, 156, 193]);
     }
 
     #[test]

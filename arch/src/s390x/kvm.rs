@@ -19,51 +19,72 @@ use crossvisor_vmm::kvm::{Cap, DeviceFd, Kvm, VcpuFd, VmFd};
 
 use super::{S390x, S390xMachine, host, registers};
 
-/// Configuration topology, which Linux believes STFLE about and then needs.
-const TOPOLOGY: usize = 11;
-
 /// How many interruption subclasses there are, and so adapters.
 const SUBCLASSES: u8 = 8;
 
+/// KVM_CREATE_VM's answer where page tables have no storage keys.
+const EINVAL: i32 = 22;
+
 impl KvmArchitecture for S390x {
     fn probe(&self, kvm: &Kvm) -> Result<Host> {
-        let vm = kvm.create_vm().map_err(|errno| match errno.errno() {
-            // Guests need page tables of twice the size in the whole process.
-            22 => Error::Capability {
-                capability: "page tables with storage keys (KVM_CREATE_VM: EINVAL)".into(),
-                advice: "use a crossvisor that is linked with --s390-pgste, or set `sysctl \
-                         vm.allocate_pgste=1` and start again"
-                    .into(),
-            },
-            _ => Error::io("KVM_CREATE_VM", errno),
-        })?;
-        let machine = vm.cpu_machine();
-        let (facilities, granted) = machine.as_ref().map_or_else(
-            |_| Default::default(),
-            |machine| {
-                let masked = machine.fac_list.iter().zip(&machine.fac_mask);
-                let granted: Vec<u64> = masked.map(|(list, mask)| list & mask).collect();
-                let numbers = host::facilities;
-                (numbers(&machine.fac_list), numbers(&granted))
-            },
-        );
-        let limit = vm.memory_limit().ok().filter(|limit| *limit > 0);
+        let vm = match kvm.create_vm() {
+            Ok(vm) => Some(vm),
+            Err(errno) if errno.errno() == EINVAL => None,
+            Err(errno) => return Err(Error::io("KVM_CREATE_VM", errno)),
+        };
+        let vm = vm.as_ref();
+        let check = |cap| match vm {
+            Some(vm) => vm.check_extension_int(cap),
+            None => kvm.check_extension_int(cap),
+        };
+        let vector = check(Cap::S390VectorRegisters) != 0;
+        let processor = vm.map(|vm| set_processor(vm, vector)).transpose()?;
+        let facilities =
+            processor.map_or_else(Vec::new, |processor| host::facilities(&processor.fac_list));
+        let flic = kvm_device_type_KVM_DEV_TYPE_FLIC;
+        let limit = vm.and_then(|vm| vm.memory_limit().ok());
         let capabilities = host::capabilities(
             |name| match name {
-                "sie" | "pgste" => 1,
-                "flic" => vm.offers_device(kvm_device_type_KVM_DEV_TYPE_FLIC).into(),
-                "topology" => facilities.contains(&TOPOLOGY).into(),
-                name => capability(name).map_or(0, |cap| vm.check_extension_int(cap).into()),
+                host::PGSTE => vm.is_some().into(),
+                "flic" => vm.is_some_and(|vm| vm.offers_device(flic)).into(),
+                "topology" => facilities.contains(&host::TOPOLOGY).into(),
+                name => capability(name).map_or(0, |cap| check(cap).into()),
             },
-            &granted,
+            &facilities,
         );
         Ok(Host {
             page_size: rustix::param::page_size() as u64,
             max_vcpus: u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX),
-            physical_bits: limit.map_or(44, |limit| limit.ilog2()),
+            physical_bits: limit
+                .filter(|limit| *limit > 0)
+                .map_or(44, |limit| limit.ilog2()),
             capabilities,
         })
     }
+}
+
+/// Gives the guest of `vm`, which has no vCPUs yet, its processor: vector
+/// registers where `vector` says so, and every facility that KVM grants. The
+/// rest is as KVM has it: the CPU's number with the version that marks a
+/// guest's, and no SIE of the guest's own.
+fn set_processor(vm: &VmFd, vector: bool) -> Result<kvm_s390_vm_cpu_processor> {
+    if vector {
+        let name = "KVM_CAP_S390_VECTOR_REGISTERS";
+        enable(vm, KVM_CAP_S390_VECTOR_REGISTERS, name)?;
+    }
+    // It also has KVM answer for the topology; older kernels do not know it.
+    if enable(vm, KVM_CAP_S390_CPU_TOPOLOGY, "the topology facility").is_err() {
+        log::debug!("KVM has no KVM_CAP_S390_CPU_TOPOLOGY");
+    }
+    let failed = |what: &'static str| move |errno| Error::io(what, errno);
+    let machine = vm.cpu_machine().map_err(failed("the host's CPU model"))?;
+    let mut guest = vm
+        .cpu_processor()
+        .map_err(failed("the guest's CPU model"))?;
+    host::grant(&mut guest.fac_list, &machine.fac_list, &machine.fac_mask);
+    vm.set_cpu_processor(&guest)
+        .map_err(failed("setting the guest's CPU model"))?;
+    Ok(guest)
 }
 
 fn capability(name: &str) -> Option<Cap> {
@@ -105,40 +126,6 @@ fn set_control_program(vcpu: &mut VcpuFd, registers: &RegisterState) {
 }
 
 impl S390xMachine {
-    /// The host's model with the facilities that KVM grants, and the topology
-    /// facility where the host has it: the guest sees it by STFLE even where the
-    /// hardware ignores the model.
-    fn set_cpu_model(&self, vm: &VmFd) -> Result<()> {
-        // It also has KVM answer for the topology; older kernels do not know it.
-        if enable(vm, KVM_CAP_S390_CPU_TOPOLOGY, "the topology facility").is_err() {
-            log::debug!("KVM has no KVM_CAP_S390_CPU_TOPOLOGY");
-        }
-        let failed = |what: &'static str| move |errno| Error::io(what, errno);
-        let machine = vm.cpu_machine().map_err(failed("the host's CPU model"))?;
-        let mut guest = vm
-            .cpu_processor()
-            .map_err(failed("the guest's CPU model"))?;
-        let word = TOPOLOGY / 64;
-        let bit = 1u64 << (63 - TOPOLOGY % 64);
-        let Some(facilities) = guest.fac_list.get_mut(word) else {
-            return Ok(());
-        };
-        *facilities |= machine.fac_list.get(word).copied().unwrap_or(0) & bit;
-        let guest = kvm_s390_vm_cpu_processor {
-            cpuid: machine.cpuid,
-            ..guest
-        };
-        vm.set_cpu_processor(&guest)
-            .map_err(failed("setting the guest's CPU model"))?;
-        // What a guest's own SIE needs is not in the model that KVM begins
-        // with; the query blocks of its instructions are the host's already.
-        let features = vm
-            .cpu_machine_features()
-            .map_err(failed("the host's CPU features"))?;
-        vm.set_cpu_processor_features(&features)
-            .map_err(failed("setting the guest's CPU features"))
-    }
-
     /// The FLIC, with an adapter for each interruption subclass.
     fn create_flic(&self, vm: &VmFd) -> Result<DeviceFd> {
         let mut device = kvm_create_device {
@@ -180,10 +167,6 @@ impl KvmMachine for S390xMachine {
         if self.host.has("KVM_CAP_S390_USER_STSI") {
             enable(vm, KVM_CAP_S390_USER_STSI, "KVM_CAP_S390_USER_STSI")?;
         }
-        if self.has_vector() {
-            let name = "KVM_CAP_S390_VECTOR_REGISTERS";
-            enable(vm, KVM_CAP_S390_VECTOR_REGISTERS, name)?;
-        }
         if self.hugepages() {
             enable(vm, KVM_CAP_S390_HPAGE_1M, "KVM_CAP_S390_HPAGE_1M")?;
         }
@@ -191,7 +174,7 @@ impl KvmMachine for S390xMachine {
             // What it takes for routes, by the KVM API; some kernels do not ask.
             enable(vm, KVM_CAP_S390_IRQCHIP, "KVM_CAP_S390_IRQCHIP")?;
         }
-        self.set_cpu_model(vm)?;
+        set_processor(vm, self.has_vector())?;
         let flic = self.create_flic(vm)?;
         if !self.host.has("KVM_CAP_S390_COW") {
             // Without ESOP a store to a page that the host maps read-only, such
