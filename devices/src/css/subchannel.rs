@@ -260,8 +260,10 @@ impl Subchannel {
     }
 
     fn complete(&self, state: &mut State, function: u16) {
+        // Of status that this one takes the place of: a program that halts what
+        // is suspended could pile them up.
+        self.interrupts.withdraw(self.id());
         if function & status::CLEAR != 0 {
-            self.interrupts.withdraw(self.id());
             state.scsw = Scsw {
                 control: status::CLEAR | status::PENDING,
                 ..Scsw::default()

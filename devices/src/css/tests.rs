@@ -79,7 +79,9 @@ impl ChannelInterrupts for Interrupts {
         Ok(())
     }
 
-    fn withdraw(&self, _id: u32) {}
+    fn withdraw(&self, id: u32) {
+        self.0.lock().unwrap().retain(|(other, ..)| *other != id);
+    }
 
     fn adapter(&self, subclass: u8) -> io::Result<()> {
         self.0.lock().unwrap().push((0, 0, subclass));
@@ -511,6 +513,25 @@ fn a_program_is_suspended_and_resumed() {
         half(&irb, 2),
         status::START | status::HALT | status::PENDING
     );
+}
+
+#[test]
+fn a_halt_of_what_is_suspended_leaves_one_interruption() {
+    let s = setup();
+    s.write(&[ccw(WRITE, flag::SUSPEND, 2, DATA)]);
+    for _ in 0..3 {
+        assert_eq!(
+            s.css.start(ID, &Setup::orb(Orb::FORMAT_1 | Orb::SUSPEND)),
+            Ok(0)
+        );
+        assert_eq!(s.interrupts.0.lock().unwrap().len(), 1);
+        assert_eq!(s.css.halt(ID), Ok(0));
+        assert_eq!(s.interrupts.0.lock().unwrap().len(), 1);
+        // TEST SUBCHANNEL takes one away.
+        s.interrupts.0.lock().unwrap().clear();
+        let control = half(&s.tested(), 2);
+        assert_eq!(control & status::HALT, status::HALT);
+    }
 }
 
 #[test]
