@@ -86,22 +86,23 @@ pub fn logical(vcpu: &VcpuFd) -> Logical<'_> {
     Logical(vcpu)
 }
 
-/// The exception is pending, where there is one.
-fn explain(errno: super::Error) -> AccessError {
-    match errno.errno() {
-        libc::EFAULT => AccessError::Injected,
-        _ => AccessError::Failed(errno.into()),
+/// Without access the exception is pending.
+fn explain(accessed: Result<bool, super::Error>) -> Result<(), AccessError> {
+    match accessed {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(AccessError::Injected),
+        Err(errno) => Err(AccessError::Failed(errno.into())),
     }
 }
 
 impl LogicalMemory for Logical<'_> {
     fn read(&self, address: u64, space: u8, data: &mut [u8]) -> Result<(), AccessError> {
         let access = MemoryAccess::Logical(space);
-        self.0.read_memory(access, address, data).map_err(explain)
+        explain(self.0.read_memory(access, address, data))
     }
 
     fn write(&self, address: u64, space: u8, data: &[u8]) -> Result<(), AccessError> {
         let access = MemoryAccess::Logical(space);
-        self.0.write_memory(access, address, data).map_err(explain)
+        explain(self.0.write_memory(access, address, data))
     }
 }

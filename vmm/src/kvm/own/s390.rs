@@ -168,7 +168,7 @@ impl VcpuFd {
         address: u64,
         buffer: u64,
         size: usize,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let (ar, flags) = match access {
             MemoryAccess::Logical(ar) => (ar, KVM_S390_MEMOP_F_INJECT_EXCEPTION),
             MemoryAccess::LogicalCheck(ar) => (ar, KVM_S390_MEMOP_F_CHECK_ONLY),
@@ -182,28 +182,26 @@ impl VcpuFd {
             ..Default::default()
         };
         operation.__bindgen_anon_1.__bindgen_anon_1.ar = ar;
-        match call_ref(self, requests::KVM_S390_MEM_OP, &operation)? {
-            0 => Ok(()),
-            // A program interruption code: the guest's mistake.
-            _ => Err(Error::new(libc::EFAULT)),
-        }
+        // A program interruption code is the guest's mistake.
+        Ok(call_ref(self, requests::KVM_S390_MEM_OP, &operation)? == 0)
     }
 
-    /// KVM_S390_MEM_OP: reads from a logical address.
+    /// KVM_S390_MEM_OP: reads from a logical address. False when the vCPU has no
+    /// access there; the exception is pending, unless this was a check.
     ///
     /// # Errors
-    /// EFAULT: the vCPU has no access there; the exception is pending, unless
-    /// this was a check.
-    pub fn read_memory(&self, access: MemoryAccess, address: u64, to: &mut [u8]) -> Result<()> {
+    /// KVM refused, or cannot reach the memory behind (EFAULT).
+    pub fn read_memory(&self, access: MemoryAccess, address: u64, to: &mut [u8]) -> Result<bool> {
         let (buffer, size) = (to.as_mut_ptr() as u64, to.len());
         self.memory_operation(KVM_S390_MEMOP_LOGICAL_READ, access, address, buffer, size)
     }
 
-    /// KVM_S390_MEM_OP: writes to a logical address.
+    /// KVM_S390_MEM_OP: writes to a logical address; as
+    /// [`read_memory`](Self::read_memory).
     ///
     /// # Errors
-    /// As [`read_memory`](Self::read_memory).
-    pub fn write_memory(&self, access: MemoryAccess, address: u64, from: &[u8]) -> Result<()> {
+    /// As for that.
+    pub fn write_memory(&self, access: MemoryAccess, address: u64, from: &[u8]) -> Result<bool> {
         let (buffer, size) = (from.as_ptr() as u64, from.len());
         self.memory_operation(KVM_S390_MEMOP_LOGICAL_WRITE, access, address, buffer, size)
     }
