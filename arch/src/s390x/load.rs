@@ -70,23 +70,27 @@ pub fn load(plan: &Plan, images: &BootImages, memory: &GuestMemoryMmap) -> Resul
     if highest > plan.memory_size() {
         return Err(too_small(plan, "this kernel", highest));
     }
-    let (loaded, entry) = match kernel.format() {
-        Format::S390(_) => (kernel.load_flat(memory, GuestAddress(0)), S390Image::ENTRY),
-        Format::Elf(elf) => {
-            let entry = elf.entry_paddr().ok_or_else(|| {
-                boot(&kernel.unsupported("its entry point is in none of its segments"))
-            })?;
-            (kernel.load_elf(memory, 0), entry)
-        }
+    let loaded = match kernel.format() {
+        Format::S390(_) => kernel.load_flat(memory, GuestAddress(0)),
+        Format::Elf(_) => kernel.load_elf(memory, 0),
         _ => {
             let why = kernel.unsupported(format!(
-                "{}: an s390x machine boots a bzImage (arch/s390/boot/bzImage) or an ELF kernel",
+                "{}: an s390x machine boots a bzImage (arch/s390/boot/bzImage)",
                 kernel.describe()
             ));
             return Err(boot(&why));
         }
     };
     let loaded = loaded.map_err(|error| boot(&error))?;
+    let mut mark = [0; S390Image::MARK.len()];
+    let marked = memory.read_slice(&mut mark, GuestAddress(S390Image::MARK_AT));
+    if marked.is_err() || mark != *S390Image::MARK {
+        // Such as the `vmlinux` that is in a bzImage, compressed.
+        return Err(boot(&kernel.unsupported(
+            "it does not begin as a kernel that is loaded does (arch/s390/boot/head.S): boot the \
+             bzImage (arch/s390/boot/bzImage)",
+        )));
+    }
     let put = |offset: u64, bytes: &[u8]| {
         memory
             .write_slice(bytes, GuestAddress(S390Image::PARMAREA + offset))
@@ -124,7 +128,7 @@ pub fn load(plan: &Plan, images: &BootImages, memory: &GuestMemoryMmap) -> Resul
     }
     let offset = S390Image::COMMAND_LINE - S390Image::PARMAREA;
     put(offset, &[line, &[0]].concat())?;
-    Ok(start(PSW_64, entry))
+    Ok(start(PSW_64, S390Image::ENTRY))
 }
 
 /// `what` takes `need` bytes, and there are less.

@@ -78,6 +78,44 @@ fn the_image_says_how_long_a_command_line_may_be() {
     assert!(run(16, &image(0x20000, u64::MAX), None, &long).is_err());
 }
 
+/// An ELF for s390 with one segment, `image` at 0.
+fn elf(image: &[u8]) -> Vec<u8> {
+    const SEGMENT: usize = 0x1000;
+    let mut file = vec![0; SEGMENT];
+    let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
+    // 64 bits, big-endian; an executable for s390.
+    put(0, b"\x7fELF\x02\x02\x01");
+    put(16, &[0, 2, 0, 22, 0, 0, 0, 1]);
+    put(24, &0x10000_u64.to_be_bytes());
+    put(32, &64_u64.to_be_bytes());
+    put(52, &[0, 64, 0, 56, 0, 1]);
+    // PT_LOAD, readable and executable.
+    put(64, &[0, 0, 0, 1, 0, 0, 0, 5]);
+    put(72, &(SEGMENT as u64).to_be_bytes());
+    let size = (image.len() as u64).to_be_bytes();
+    put(96, &size);
+    put(104, &size);
+    put(112, &(SEGMENT as u64).to_be_bytes());
+    file.extend(image);
+    file
+}
+
+#[test]
+fn an_elf_begins_as_a_bzimage_does() {
+    let whole = image(0x20000, 4096);
+    let (registers, memory) = run(64, &elf(&whole), None, "quiet").unwrap();
+    assert_eq!(registers.get("psw_addr"), Some(0x10000));
+    let line: [u8; 7] = memory.read_obj(GuestAddress(0x10480 + 17)).unwrap();
+    assert_eq!(&line, b"quiet\0Z");
+    // What the decompressor unpacks begins otherwise, and where others do.
+    let mut inner = whole;
+    inner[0x10008..0x1000e].fill(0);
+    for inner in [&inner[..], &inner[..0x8000]] {
+        let error = run(64, &elf(inner), None, "").unwrap_err().to_string();
+        assert!(error.contains("arch/s390/boot/bzImage"), "{error}");
+    }
+}
+
 #[test]
 fn other_kernels_are_refused() {
     let mut arm = vec![0; 4096];

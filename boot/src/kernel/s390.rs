@@ -7,8 +7,6 @@ use crate::source::Source;
 
 const FORMAT: &str = "s390 bzImage";
 
-/// Where "S390EP" is, which marks the entry point of the kernel.
-const MAGIC: usize = 0x10008;
 /// The decompressor, which is not compressed itself, is within so many bytes.
 const DECOMPRESSOR: usize = 1 << 20;
 /// How an image ends since Linux 6.1, for secure boot: the trailer's size and a
@@ -31,6 +29,11 @@ pub struct S390Image {
 impl S390Image {
     /// The address of its entry point (`STARTUP_NORMAL_OFFSET`).
     pub const ENTRY: u64 = 0x10000;
+    /// What is behind the first instruction there, and its address
+    /// (`EP_STRING`, `EP_OFFSET`).
+    pub const MARK: &[u8; 6] = b"S390EP";
+    /// The mark's address.
+    pub const MARK_AT: u64 = 0x10008;
     /// The address of the parameter area (`PARMAREA`).
     pub const PARMAREA: u64 = 0x10400;
     /// The address of the command line (`COMMAND_LINE`).
@@ -38,7 +41,8 @@ impl S390Image {
 }
 
 pub(super) fn is_s390(start: &[u8]) -> bool {
-    start.get(MAGIC..MAGIC + 6) == Some(b"S390EP")
+    let rest = start.get(S390Image::MARK_AT as usize..);
+    rest.is_some_and(|rest| rest.starts_with(S390Image::MARK))
 }
 
 /// The image does not say how long it is; that it is cut off shows where its end
