@@ -37,6 +37,10 @@ const PROCESSED: u8 = 0x80;
 /// `SCLP_VT220_SESSION_DATA`); 1 would end the session.
 const SESSION_DATA: u8 = 0;
 
+/// The most bytes of text in an operator's command: lengths in it are of one
+/// byte.
+const LINE_MAX: usize = 240;
+
 /// Which events the guest listens to, and which wait for it.
 #[derive(Default)]
 pub(super) struct State {
@@ -72,15 +76,25 @@ impl State {
         self.listens & bit(kind) != 0
     }
 
+    /// The line that was typed: how many bytes, and how many with what ends it.
+    /// Nobody waits for the end of one that is as long as a line can be.
+    fn line(&self) -> Option<(usize, usize)> {
+        let mut start = self.input.iter().take(LINE_MAX + 1);
+        match start.position(|byte| matches!(byte, b'\r' | b'\n')) {
+            Some(end) => Some((end, end + 1)),
+            None if self.input.len() > LINE_MAX => Some((LINE_MAX, LINE_MAX)),
+            None => None,
+        }
+    }
+
     /// Input goes to the VT220 console where the guest has one open, and
     /// otherwise to the line-mode console, by whole lines.
     fn input_kind(&self) -> Option<u8> {
-        let whole_line = || self.input.iter().any(|byte| matches!(byte, b'\r' | b'\n'));
         if self.input.is_empty() {
             None
         } else if self.listens_to(kind::VT220) {
             Some(kind::VT220)
-        } else if self.listens_to(kind::OPERATOR_COMMAND) && whole_line() {
+        } else if self.listens_to(kind::OPERATOR_COMMAND) && self.line().is_some() {
             Some(kind::OPERATOR_COMMAND)
         } else {
             None
@@ -163,15 +177,12 @@ impl State {
                 }
             }
             Some(_) => {
-                let end = self
-                    .input
-                    .iter()
-                    .position(|byte| matches!(byte, b'\r' | b'\n'));
-                let line: Vec<u8> = self.input.iter().copied().take(end.unwrap_or(0)).collect();
+                let (length, taken) = self.line().unwrap_or_default();
+                let line: Vec<u8> = self.input.iter().copied().take(length).collect();
                 let event = event(kind::OPERATOR_COMMAND, &operator_command(&line));
                 if events.len() + event.len() <= room {
                     events.extend(event);
-                    self.input.drain(..=end.unwrap_or(0));
+                    self.input.drain(..taken);
                 }
             }
             None => {}
@@ -208,7 +219,7 @@ fn event(kind: u8, data: &[u8]) -> Vec<u8> {
 fn operator_command(line: &[u8]) -> Vec<u8> {
     let text: String = line.iter().copied().map(char::from).collect();
     let mut text = ebcdic::from_text(&text);
-    text.truncate(240);
+    text.truncate(LINE_MAX);
     let sub = |key: u8, data: &[u8]| [&[data.len() as u8 + 2, key], data].concat();
     let vector = |id: u16, data: &[u8]| {
         let length = (data.len() as u16 + 4).to_be_bytes();

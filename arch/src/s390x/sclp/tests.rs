@@ -202,6 +202,29 @@ fn lines_go_to_the_line_mode_console_as_commands() {
     assert_eq!(read_events(&bench), 0x60f0);
 }
 
+/// The user's line goes on in another command, as nothing else would make room
+/// for its end.
+#[test]
+fn a_line_that_is_too_long_is_several_commands() {
+    let bench = Bench::new(1);
+    mask(&bench, 0x8000_0000);
+    let sclp = &bench.handler.sclp;
+    let mut long = vec![b'x'; 250];
+    long.push(b'\n');
+    assert_eq!(sclp.push(&long), 251);
+    for length in [240, 10] {
+        assert_eq!(read_events(&bench), 0x20);
+        // The text's own length, with two bytes before it.
+        assert_eq!(bench.read::<2>(SCCB + 8 + 18), [length + 4, 0x31]);
+        assert_eq!(bench.read::<2>(SCCB + 8 + 20), [length + 2, 0x30]);
+    }
+    assert_eq!(read_events(&bench), 0x60f0);
+    // As much as fits, without an end.
+    assert_eq!(sclp.push(&[b'x'; 5000]), 4096);
+    assert_eq!(read_events(&bench), 0x20);
+    assert!(sclp.room().read().is_ok());
+}
+
 /// A sink that a test looks at.
 #[derive(Clone, Default)]
 struct Printed(Arc<Mutex<Vec<u8>>>);
