@@ -215,9 +215,12 @@ impl KvmMachine for S390xMachine {
         index: u32,
         registers: Option<&RegisterState>,
     ) -> Result<()> {
-        // A CPU that was only stopped keeps what is pending for it.
-        let kept = registers.is_some_and(registers::is_whole);
-        if !kept {
+        // A CPU that was only stopped keeps what is pending for it. Of one that a
+        // CPU reset left the registers of, all are set again.
+        let kept = |registers: &RegisterState| {
+            registers::is_whole(registers) && registers.get(registers::RESET).is_none()
+        };
+        if !registers.is_some_and(kept) {
             vcpu.initial_reset()
                 .map_err(|errno| Error::io(format!("resetting vCPU {index}"), errno))?;
         }

@@ -115,6 +115,10 @@ pub const FPC: &str = "fpc";
 /// Name and version of the control program, as DIAGNOSE 0x318 was told them.
 pub const CONTROL_PROGRAM: &str = "diag318";
 
+/// No register: whether what was pending for the CPU is gone since it stopped,
+/// as its reset has it.
+pub const RESET: &str = "reset";
+
 /// Where a register is kept: offset and size in bytes. None for the PSW, which
 /// is elsewhere, and for names that are no register's.
 pub fn place(name: &str, vector: bool) -> Option<(usize, usize)> {

@@ -49,7 +49,9 @@ const ADDITIONAL_AREA: u64 = 1024;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Then {
     store_status: bool,
+    /// A CPU reset, which leaves the registers alone.
     reset: bool,
+    initial_reset: bool,
 }
 
 #[derive(Debug)]
@@ -195,13 +197,18 @@ impl Cpus {
             }
             order::INITIAL_CPU_RESET => {
                 let then = Then {
+                    initial_reset: true,
+                    ..none
+                };
+                self.stop(state, target, then)?
+            }
+            order::CPU_RESET => {
+                let then = Then {
                     reset: true,
                     ..none
                 };
                 self.stop(state, target, then)?
             }
-            // What a CPU reset clears is pending in KVM only while it runs.
-            order::CPU_RESET => self.stop(state, target, none)?,
             order::SET_PREFIX => match state {
                 State::Stopped(registers) => {
                     let prefix = parameter & 0x7fff_e000;
@@ -283,6 +290,7 @@ impl Cpus {
             State::Stopping(before) => {
                 before.store_status |= then.store_status;
                 before.reset |= then.reset;
+                before.initial_reset |= then.initial_reset;
             }
             State::Stopped(registers) => self.settle(registers, then),
             State::Waiting(_, registers) => {
@@ -302,8 +310,11 @@ impl Cpus {
             let _ = memory.write_obj(1_u8, GuestAddress(ARCHITECTURE_ID));
             self.store_status(registers, SAVE_AREA);
         }
-        if then.reset {
+        if then.initial_reset {
             *registers = RegisterState::default();
+        } else if then.reset && register::is_whole(registers) {
+            // KVM is told when the CPU starts.
+            register::assign(registers, register::RESET, 1);
         }
     }
 
@@ -384,12 +395,12 @@ impl Cpus {
     /// KVM refused.
     pub fn reset_others(&self, address: u32, over: impl Fn() -> bool) -> std::io::Result<bool> {
         let then = Then {
-            reset: true,
+            initial_reset: true,
             ..Then::default()
         };
         let mut states = self.lock();
         let own = |states: &[State]| match states.get(address as usize) {
-            Some(State::Stopping(then)) => then.reset,
+            Some(State::Stopping(then)) => then.initial_reset,
             _ => false,
         };
         while !own(&states) && !over() {

@@ -133,6 +133,30 @@ fn a_running_cpu_is_stopped_to_be_reset() {
     assert!(registers.0.is_empty());
 }
 
+/// The registers stay; what is pending for the CPU does not.
+#[test]
+fn a_cpu_reset_clears_what_is_pending() {
+    let bench = Bench::new(2);
+    accepted(&bench, 1, 0x04, 0);
+    let start = |bench: &Bench| match accepted(bench, 1, 0x04, 0) {
+        Action::Start { registers, .. } => registers,
+        other => panic!("{other:?}"),
+    };
+    // Once it operates, and once it has stopped.
+    accepted(&bench, 1, 0x0c, 0);
+    stops(&bench, 1);
+    let registers = start(&bench);
+    assert_eq!(registers.get("r5"), Some(0x55));
+    assert_eq!(registers.get("reset"), Some(1));
+    accepted(&bench, 1, 0x05, 0);
+    stops(&bench, 1);
+    accepted(&bench, 1, 0x0c, 0);
+    assert_eq!(start(&bench).get("reset"), Some(1));
+    accepted(&bench, 1, 0x05, 0);
+    stops(&bench, 1);
+    assert_eq!(start(&bench).get("reset"), None);
+}
+
 #[test]
 fn status_is_stored() {
     let bench = Bench::new(2);
