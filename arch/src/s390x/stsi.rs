@@ -13,6 +13,11 @@ const ENCODING: usize = 75;
 const UUID: usize = 80;
 const EXTENDED_NAME: usize = 2048;
 const EXTENDED_NAME_SIZE: usize = 256;
+/// How many VMs there are, in the last four bits, this one first and then those
+/// that it is in; each with a description of so many bytes.
+const COUNT: usize = 31;
+const MOST_VMS: usize = 8;
+const DESCRIPTION_SIZE: usize = 64;
 
 /// What tells this VM from others.
 #[derive(Clone, Debug)]
@@ -43,6 +48,7 @@ impl Identity {
     }
 
     fn fill_in(&self, block: &mut [u8]) {
+        make_room(block);
         let mut put = |at: usize, bytes: &[u8]| {
             if let Some(place) = block.get_mut(at..at + bytes.len()) {
                 place.copy_from_slice(bytes);
@@ -62,6 +68,23 @@ impl Identity {
         }
         put(EXTENDED_NAME, &name);
     }
+}
+
+/// Moves the extended names of the VMs that this one is in by one place, as KVM
+/// has done with the rest. They end where one has none: names further out are
+/// not known.
+fn make_room(block: &mut [u8]) {
+    let count = block.get(COUNT).map_or(0, |count| usize::from(count & 15));
+    let count = count.min(MOST_VMS);
+    let name = |vm: usize| EXTENDED_NAME + vm * EXTENDED_NAME_SIZE;
+    let end = name(MOST_VMS);
+    if count == 0 || block.len() < end {
+        return;
+    }
+    block.copy_within(name(0)..name(count - 1), name(1));
+    let named = |vm: &usize| block[ENCODING + vm * DESCRIPTION_SIZE] != 0 && block[name(*vm)] != 0;
+    let known = (1..count).take_while(named).count() + 1;
+    block[name(known)..end].fill(0);
 }
 
 /// Completes KVM_EXIT_S390_STSI: function code `function` with `selectors`, a
@@ -138,15 +161,38 @@ mod tests {
     #[test]
     fn name_and_uuid_are_where_linux_reads_them() {
         let mut block = [0xff; SIZE];
+        block[31] = 1;
         let identity = Identity::new("größer-als-acht");
         identity.fill_in(&mut block);
         assert_eq!(ebcdic::to_text(&block[44..52]), "größer-a");
         assert_eq!(block[75], 2);
         assert_eq!(block[80..96], identity.uuid);
         assert!(block[2048..].starts_with("größer-als-acht\0".as_bytes()));
-        assert_eq!(block[2304], 0xff);
+        assert_eq!(block[2304], 0);
         Identity::new(&"ß".repeat(200)).fill_in(&mut block);
         assert_eq!(block[2048 + 254..2304], [0, 0]);
+    }
+
+    /// As KVM leaves the block: descriptions have moved, names have not.
+    #[test]
+    fn names_of_outer_vms_follow() {
+        let mut block = [0; SIZE];
+        block[31] = 0xf0 | 4;
+        for (vm, encoding) in [(1, 2), (2, 2), (3, 0)] {
+            block[75 + vm * 64] = encoding;
+        }
+        for (vm, letter) in [(0, b'a'), (1, b'b'), (2, b'c')] {
+            block[2048 + vm * 256..][..256].fill(letter);
+        }
+        Identity::new("inner").fill_in(&mut block);
+        assert!(block[2048..].starts_with(b"inner\0"));
+        let names = |block: &[u8]| [1, 2, 3, 4].map(|vm| block[2048 + vm * 256 + 255]);
+        assert_eq!(names(&block), [b'a', b'b', 0, 0]);
+        // Nothing is beyond the block, whatever its count.
+        for count in [0, 1, 8, 15] {
+            block[31] = count;
+            Identity::new("inner").fill_in(&mut block);
+        }
     }
 
     #[test]
