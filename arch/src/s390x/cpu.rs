@@ -3,13 +3,10 @@
 
 use crossvisor_devices::GuestMem;
 use crossvisor_vmm::exit::{AccessError, ArchExit};
-use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
 use super::interrupt::program;
 use super::registers::{self, offset};
 
-/// PSW: DAT on.
-const PSW_DAT: u64 = 0x0400_0000_0000_0000;
 /// PSW: problem state.
 const PSW_PROBLEM: u64 = 0x0001_0000_0000_0000;
 /// PSW: condition code.
@@ -129,19 +126,12 @@ impl Cpu<'_> {
         }
     }
 
-    /// Reads at a logical address.
+    /// Reads at a logical address, which is a real one while DAT is off.
     ///
     /// # Errors
-    /// A program interruption that is pending already, or one to be made so.
+    /// A program interruption that is pending already.
     pub fn read(&self, address: u64, space: u8, data: &mut [u8]) -> Result<()> {
-        if self.psw_mask() & PSW_DAT != 0 {
-            return Ok(self.exit.logical.read(address, space, data)?);
-        }
-        let memory = self.memory.memory();
-        self.real_parts(address, data.len(), |at, from, to| {
-            let part = data.get_mut(from..to).unwrap_or_default();
-            memory.read_slice(part, GuestAddress(at)).is_ok()
-        })
+        Ok(self.exit.logical.read(address, space, data)?)
     }
 
     /// Writes at a logical address.
@@ -149,34 +139,7 @@ impl Cpu<'_> {
     /// # Errors
     /// As for [`read`](Self::read).
     pub fn write(&self, address: u64, space: u8, data: &[u8]) -> Result<()> {
-        if self.psw_mask() & PSW_DAT != 0 {
-            return Ok(self.exit.logical.write(address, space, data)?);
-        }
-        let memory = self.memory.memory();
-        self.real_parts(address, data.len(), |at, from, to| {
-            let part = data.get(from..to).unwrap_or_default();
-            memory.write_slice(part, GuestAddress(at)).is_ok()
-        })
-    }
-
-    /// Splits an access at page boundaries, where prefixing may tear it apart.
-    fn real_parts(
-        &self,
-        address: u64,
-        len: usize,
-        mut access: impl FnMut(u64, usize, usize) -> bool,
-    ) -> Result<()> {
-        let mut done = 0;
-        while done < len {
-            let at = self.wrap(address.wrapping_add(done as u64));
-            let room = 0x1000 - (at & 0xfff) as usize;
-            let end = len.min(done + room);
-            if !access(self.absolute(at), done, end) {
-                return Err(Stop::Program(program::ADDRESSING));
-            }
-            done = end;
-        }
-        Ok(())
+        Ok(self.exit.logical.write(address, space, data)?)
     }
 }
 

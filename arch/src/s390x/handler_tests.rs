@@ -98,6 +98,10 @@ fn store_and_modify_subchannel() {
     regs.set(2, MEMORY as u64 - 4);
     bench.instruction(instruction::MODIFY, AT_2, &mut regs);
     assert_eq!(bench.program(), Some(5));
+    // What KVM protects with DAT off.
+    regs.set(2, 0x100);
+    bench.instruction(instruction::STORE, AT_2, &mut regs);
+    assert_eq!(bench.program(), Some(4));
     // The 24-bit mode drops what is beyond.
     regs.psw[0] = 0;
     regs.set(2, 0x1_0000_4000);
@@ -143,8 +147,8 @@ fn test_subchannel_takes_the_status_or_gives_the_interruption_back() {
     test_subchannel(&bench, MEMORY as u64, 1);
     let kinds: Vec<_> = bench.vm.record().injected.iter().map(|i| i.1).collect();
     assert_eq!(kinds.len(), 2);
-    assert_eq!(kinds[0].data[4..12], [0, 0, 0xca, 0xfe, 0x18, 0, 0, 0]);
-    assert_eq!(kinds[1].kind, 0xfffe_0001);
+    assert_eq!(kinds[0].kind, 0xfffe_0001);
+    assert_eq!(kinds[1].data[4..12], [0, 0, 0xca, 0xfe, 0x18, 0, 0, 0]);
     assert_eq!(test_subchannel(&bench, 0x3000, 1).condition(), 0);
     assert_eq!(bench.read::<2>(0x3002), [0, 0x11]);
     assert_eq!(test_subchannel(&bench, 0x3000, 0).condition(), 1);

@@ -7,12 +7,14 @@ use crossvisor_devices::GuestMem;
 use crossvisor_devices::css::ChannelSubsystem;
 use crossvisor_vmm::arch::ExitHandler;
 use crossvisor_vmm::double::ScriptedVm;
-use crossvisor_vmm::exit::{Action, ArchExit, NoLogicalMemory, RUN_UNION_SIZE, SYNC_REGS_SIZE};
+use crossvisor_vmm::exit::{
+    AccessError, Action, ArchExit, LogicalMemory, RUN_UNION_SIZE, SYNC_REGS_SIZE,
+};
 use crossvisor_vmm::power::{Power, Requests};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryMmap};
 
 use super::handler::Handler;
-use super::interrupt::Floating;
+use super::interrupt::{self, Floating, program};
 use super::ipl::IplParameters;
 use super::registers::{self, offset};
 use super::sclp::{Facts, Sclp};
@@ -21,6 +23,11 @@ use super::stsi::Identity;
 use super::watchdog::Watchdog;
 
 pub const MEMORY: usize = 4 << 20;
+
+/// Addresses below this are protected.
+const LOW: u64 = 512;
+/// Program interruption: protection.
+const PROTECTION: u16 = 4;
 
 /// A machine with some CPUs.
 pub struct Bench {
@@ -68,6 +75,51 @@ impl Regs {
 
     pub fn condition(&self) -> u64 {
         self.psw[0] >> 44 & 3
+    }
+}
+
+/// A vCPU's memory as KVM reaches it with DAT off and low addresses protected:
+/// it makes exceptions pending by itself.
+struct Logical<'a> {
+    bench: &'a Bench,
+    vcpu: u32,
+    prefix: u64,
+}
+
+impl std::fmt::Debug for Logical<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "memory of vCPU {}", self.vcpu)
+    }
+}
+
+impl Logical<'_> {
+    fn absolute(&self, address: u64) -> GuestAddress {
+        GuestAddress(match address & !0x1fff {
+            0 => address + self.prefix,
+            page if page == self.prefix => address - self.prefix,
+            _ => address,
+        })
+    }
+
+    fn exception(&self, code: u16) -> AccessError {
+        let interrupt = interrupt::program(code);
+        let injected = self.bench.handler.vm.inject(Some(self.vcpu), &interrupt);
+        injected.map_or_else(AccessError::Failed, |()| AccessError::Injected)
+    }
+}
+
+impl LogicalMemory for Logical<'_> {
+    fn read(&self, address: u64, _space: u8, data: &mut [u8]) -> Result<(), AccessError> {
+        let read = self.bench.memory.read_slice(data, self.absolute(address));
+        read.map_err(|_| self.exception(program::ADDRESSING))
+    }
+
+    fn write(&self, address: u64, _space: u8, data: &[u8]) -> Result<(), AccessError> {
+        if address < LOW {
+            return Err(self.exception(PROTECTION));
+        }
+        let written = self.bench.memory.write_slice(data, self.absolute(address));
+        written.map_err(|_| self.exception(program::ADDRESSING))
     }
 }
 
@@ -119,12 +171,17 @@ impl Bench {
 
     /// An exit with what is in the registers' union.
     pub fn exit(&self, vcpu: u32, reason: u32, regs: &mut Regs) -> Action {
+        let prefix = registers::get(&regs.sync, (offset::PREFIX, 8));
         let exit = ArchExit {
             reason,
             data: &mut regs.union,
             sync_regs: &mut regs.sync,
             psw: &mut regs.psw,
-            logical: &NoLogicalMemory,
+            logical: &Logical {
+                bench: self,
+                vcpu,
+                prefix,
+            },
         };
         self.handler.handle(vcpu, exit)
     }
