@@ -268,7 +268,16 @@ impl Handler {
                 return Ok(None);
             }
             // No measurements are made and no address limit is kept.
-            instruction::SET_MONITOR | instruction::SET_ADDRESS_LIMIT => return Ok(None),
+            instruction::SET_MONITOR => {
+                let (modes, area) = (cpu.general(1), cpu.general(2));
+                return monitor(modes, area).map(|()| None);
+            }
+            instruction::SET_ADDRESS_LIMIT => {
+                return match id & 0x8000_ffff {
+                    0 => Ok(None),
+                    _ => Err(Stop::Program(program::OPERAND)),
+                };
+            }
             instruction::CHANNEL_SUBSYSTEM_CALL => {
                 let (r1, _) = registers(ipb);
                 let address = cpu.wrap(cpu.general(r1));
@@ -330,6 +339,18 @@ fn aligned(cpu: &Cpu<'_>, ipb: u32) -> Result<u64> {
     match address & 3 {
         0 => Ok(address),
         _ => Err(Stop::Program(program::SPECIFICATION)),
+    }
+}
+
+/// SET CHANNEL MONITOR: modes in general register 1, the area for measurements
+/// in general register 2, which counts when measurements of it are switched on.
+fn monitor(modes: u64, area: u64) -> Result<()> {
+    const RESERVED: u64 = 0x0fff_fffc;
+    const UPDATE: u64 = 2;
+    let misplaced = modes & UPDATE != 0 && area & 31 != 0;
+    match modes & RESERVED != 0 || misplaced {
+        true => Err(Stop::Program(program::OPERAND)),
+        false => Ok(()),
     }
 }
 

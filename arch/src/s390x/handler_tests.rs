@@ -190,6 +190,27 @@ fn the_channel_subsystem_is_called_with_a_page() {
 }
 
 #[test]
+fn what_must_be_zero_in_a_register_is_an_operand_exception() {
+    let bench = bench();
+    let program = |ipa, first, second| {
+        let mut regs = Regs::with(&[(1, first), (2, second)]);
+        bench.instruction(ipa, 0, &mut regs);
+        bench.program()
+    };
+    let limit = |value| program(instruction::SET_ADDRESS_LIMIT, value, 0);
+    assert_eq!(limit(0xffff_ffff_7fff_0000), None);
+    assert_eq!([limit(0x8000_0000), limit(1)], [Some(0x15); 2]);
+    let monitor = |modes, area| program(instruction::SET_MONITOR, modes, area);
+    assert_eq!(monitor(0xf000_0003, 0x1000), None);
+    assert_eq!(monitor(0xf000_0001, 1), None, "the area does not count");
+    assert_eq!([monitor(2, 0x1010), monitor(4, 0)], [Some(0x15); 2]);
+    let path = |value| program(instruction::RESET_PATH, value, 0);
+    assert_eq!(path(0), None);
+    // Reserved bits, and a channel-subsystem image that is not there.
+    assert_eq!([path(0x0100_0000), path(0x1_0000)], [Some(0x15); 2]);
+}
+
+#[test]
 fn the_topology_never_changes() {
     let bench = bench();
     let ptf = |request| {

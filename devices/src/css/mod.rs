@@ -321,10 +321,10 @@ impl ChannelSubsystem {
     /// byte.
     ///
     /// # Errors
-    /// Operand exception: reserved bits are not zero.
+    /// Operand exception: reserved bits are not zero, or it is another image's.
     pub fn reset_path(&self, id: u64) -> Outcome {
         let id = (id & 0xffff_ffff) as u32;
-        if id & 0xff00_ff00 != 0 {
+        if id & 0xffff_ff00 != 0 {
             return Err(Refusal::Operand);
         }
         // Nothing is on its way over the path when the reset comes; the report
