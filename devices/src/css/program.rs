@@ -80,10 +80,8 @@ impl Transfer<'_> {
                 .read_slice(part, GuestAddress(area.address))
                 .map_err(|_| Check::Program)?;
             done = at + len;
+            self.used = self.used.max(offset.saturating_add(done as u64));
         }
-        self.used = self
-            .used
-            .max(offset.saturating_add(done as u64).min(self.count()));
         Ok(done)
     }
 
@@ -104,10 +102,8 @@ impl Transfer<'_> {
                     .map_err(|_| Check::Program)?;
             }
             done = at + len;
+            self.used = self.used.max(offset.saturating_add(done as u64));
         }
-        self.used = self
-            .used
-            .max(offset.saturating_add(done as u64).min(self.count()));
         Ok(done)
     }
 }
@@ -142,6 +138,25 @@ struct Stop {
     address: u32,
     check: Check,
     count: u16,
+}
+
+/// A CCW of a chain of data.
+#[derive(Clone, Copy)]
+struct Link {
+    ccw: Ccw,
+    /// The address after it.
+    next: u32,
+    /// Where its data begins in the transfer.
+    start: u64,
+}
+
+impl Link {
+    /// What is left of its count when `used` bytes have been transferred.
+    fn residual(&self, used: u64) -> u16 {
+        let own = used.saturating_sub(self.start);
+        let left = u64::from(self.ccw.count).saturating_sub(own);
+        u16::try_from(left).unwrap_or(0)
+    }
 }
 
 impl Program<'_> {
@@ -210,37 +225,42 @@ impl Program<'_> {
                 }
             }
             first = false;
-            // Program-controlled interruptions are seen with the final status,
-            // as the program's end comes at once.
-            if ccw.has(flag::INTERRUPT) {
-                subchannel |= status::PROGRAM_CONTROLLED;
-            }
             let mut areas = self.areas(&memory, &ccw).map_err(stop)?;
-            let mut last = ccw;
-            while last.has(flag::CHAIN_DATA) {
-                let (more, next) = self.next(&memory, address, false, &mut budget)?;
-                address = next;
-                let stop = |check| Stop {
-                    address: next,
-                    check,
-                    count: more.count,
-                };
-                more.check(true).map_err(stop)?;
-                areas.extend(self.areas(&memory, &more).map_err(stop)?);
-                last = more;
-            }
+            let mut data = vec![Link {
+                ccw,
+                next,
+                start: 0,
+            }];
+            let broken = self.chain_data(&memory, &mut data, &mut areas, &mut budget);
             let mut transfer = Transfer {
                 memory: &memory,
                 areas,
                 used: 0,
             };
-            let stop = |check| Stop {
+            let answer = self.execute(ccw.command, &mut transfer);
+            // A channel fetches a CCW when the count of the one before has run
+            // out: only those count that the transfer has come to.
+            let used = transfer.used();
+            if let Some((_, stop)) = broken.filter(|(end, _)| used >= *end) {
+                return Err(stop);
+            }
+            let reached = || data.iter().take_while(|link| link.start <= used);
+            // Program-controlled interruptions are seen with the final status,
+            // as the program's end comes at once.
+            if reached().any(|link| link.ccw.has(flag::INTERRUPT)) {
+                subchannel |= status::PROGRAM_CONTROLLED;
+            }
+            // The first begins at 0.
+            let Some(last) = reached().last() else {
+                return Err(stop(Check::Program));
+            };
+            address = last.next;
+            let residual = last.residual(used);
+            let answer = answer.map_err(|check| Stop {
                 address,
                 check,
-                count: last.count,
-            };
-            let answer = self.execute(ccw.command, &mut transfer).map_err(stop)?;
-            let residual = transfer.count().saturating_sub(transfer.used());
+                count: residual,
+            })?;
             let mut device = status::CHANNEL_END | status::DEVICE_END;
             if let Answer::UnitCheck(sense) = answer {
                 *self.sense = [0; SENSE_SIZE];
@@ -250,13 +270,14 @@ impl Program<'_> {
             // An immediate command's count is not compared where the program
             // says so; otherwise a count that is left over is indicated unless
             // the last CCW of the data suppresses it.
-            let immediate =
-                transfer.used() == 0 && (self.orb.lenient || ccw.command == command::NO_OPERATION);
-            let suppressed = last.has(flag::SUPPRESS_LENGTH) || immediate;
+            let immediate = used == 0 && (self.orb.lenient || ccw.command == command::NO_OPERATION);
+            let chained = last.ccw.has(flag::CHAIN_DATA);
+            let suppressed = last.ccw.has(flag::SUPPRESS_LENGTH) && !chained || immediate;
             if residual != 0 && !suppressed && device & status::UNIT_CHECK == 0 {
                 subchannel |= status::INCORRECT_LENGTH;
             }
-            let goes_on = last.has(flag::CHAIN_COMMAND)
+            let goes_on = last.ccw.has(flag::CHAIN_COMMAND)
+                && !chained
                 && device & status::UNIT_CHECK == 0
                 && subchannel & status::INCORRECT_LENGTH == 0;
             if !goes_on {
@@ -264,11 +285,43 @@ impl Program<'_> {
                     address,
                     device,
                     subchannel,
-                    count: u16::try_from(residual).unwrap_or(u16::MAX),
+                    count: residual,
                     suspended: false,
                 });
             }
         }
+    }
+
+    /// Follows the chain of data that begins with the one link in `data`, and
+    /// adds its areas. What is wrong with a CCW of it comes back with the place
+    /// in the transfer where it begins.
+    fn chain_data(
+        &self,
+        memory: &GuestMemoryMmap,
+        data: &mut Vec<Link>,
+        areas: &mut Vec<Area>,
+        budget: &mut u32,
+    ) -> Option<(u64, Stop)> {
+        while let Some(link) = data.last().filter(|link| link.ccw.has(flag::CHAIN_DATA)) {
+            let start = link.start + u64::from(link.ccw.count);
+            let more = self
+                .next(memory, link.next, false, budget)
+                .and_then(|(ccw, next)| {
+                    let stop = |check| Stop {
+                        address: next,
+                        check,
+                        count: ccw.count,
+                    };
+                    ccw.check(true).map_err(stop)?;
+                    areas.extend(self.areas(memory, &ccw).map_err(stop)?);
+                    Ok(Link { ccw, next, start })
+                });
+            match more {
+                Ok(link) => data.push(link),
+                Err(stop) => return Some((start, stop)),
+            }
+        }
+        None
     }
 
     /// The CCW at `address` or where a transfer in channel there leads, and the

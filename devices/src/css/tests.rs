@@ -334,6 +334,40 @@ fn commands_and_data_are_chained() {
     assert_eq!(*s.unit.written.lock().unwrap(), b"efabcd");
 }
 
+/// The status is that of the CCW that the device ended in; those behind it have
+/// not been looked at.
+#[test]
+fn of_chained_data_only_what_the_transfer_comes_to_counts() {
+    let s = setup();
+    let chained = flag::CHAIN_DATA | flag::SUPPRESS_LENGTH;
+    let length = status::INCORRECT_LENGTH;
+    let beyond = ccw(0, 0, 4, 0x8000_0000);
+    // The device has 8 bytes. What is chained can't suppress the indication.
+    for behind in [ccw(0, flag::INTERRUPT, 6, DATA), beyond] {
+        let irb = s.run(&[ccw(READ, chained, 10, DATA), behind]);
+        assert_eq!(ended(&irb), (PROGRAM + 8, ENDED, length, 2));
+    }
+    let irb = s.run(&[ccw(READ, chained, 3, DATA), ccw(0, 0, 9, DATA + 3)]);
+    assert_eq!(ended(&irb), (PROGRAM + 16, ENDED, length, 4));
+    // One that the transfer comes to.
+    s.mem
+        .write_slice(&[0; 8], GuestAddress(DATA.into()))
+        .unwrap();
+    let irb = s.run(&[ccw(READ, chained, 4, DATA), beyond]);
+    let check = status::PROGRAM_CHECK;
+    assert_eq!(ended(&irb), (PROGRAM + 16, 0, check, 4));
+    assert_eq!(&s.data::<8>(DATA), b"abcd\0\0\0\0");
+    // Memory that is not there.
+    let irb = s.run(&[ccw(READ, chained, 4, DATA), ccw(0, 0, 4, SIZE as u32)]);
+    assert_eq!(ended(&irb), (PROGRAM + 16, 0, check, 4));
+    let irb = s.run(&[
+        ccw(READ, chained, 4, DATA),
+        ccw(0, flag::INTERRUPT, 4, DATA),
+    ]);
+    let controlled = status::PROGRAM_CONTROLLED;
+    assert_eq!(ended(&irb), (PROGRAM + 16, ENDED, controlled, 0));
+}
+
 #[test]
 fn format_0_has_24_bit_addresses() {
     let s = setup();
