@@ -13,7 +13,7 @@ use super::bindings::{
     KVM_DEV_FLIC_CLEAR_IO_IRQ, KVM_DEV_FLIC_ENQUEUE, kvm_device_attr, kvm_run, kvm_s390_irq,
 };
 use super::requests::s390::KVM_S390_IRQ;
-use super::{DeviceFd, MemoryAccess, VcpuFd};
+use super::{DeviceFd, VcpuFd};
 use crate::exit::{AccessError, LogicalMemory};
 use crate::hv::Interrupt;
 
@@ -97,12 +97,10 @@ fn explain(accessed: Result<bool, super::Error>) -> Result<(), AccessError> {
 
 impl LogicalMemory for Logical<'_> {
     fn read(&self, address: u64, space: u8, data: &mut [u8]) -> Result<(), AccessError> {
-        let access = MemoryAccess::Logical(space);
-        explain(self.0.read_memory(access, address, data))
+        explain(self.0.read_memory(space, address, data))
     }
 
     fn write(&self, address: u64, space: u8, data: &[u8]) -> Result<(), AccessError> {
-        let access = MemoryAccess::Logical(space);
-        explain(self.0.write_memory(access, address, data))
+        explain(self.0.write_memory(space, address, data))
     }
 }

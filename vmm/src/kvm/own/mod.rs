@@ -26,7 +26,6 @@ cfg_if::cfg_if! {
         mod enter_s390;
         use enter_s390 as enter;
         use super::requests::s390 as requests;
-        pub use s390::{CpuFeatures, MemoryAccess};
     }
 }
 

@@ -1,21 +1,7 @@
 //! Calls that only s390 has.
 
-use super::{Error, Result, VcpuFd, VmFd, call, call_ref, call_value, requests};
+use super::{Error, Result, VcpuFd, VmFd, call, call_ref, requests};
 use crate::kvm::bindings::*;
-
-/// A bitmap of CPU features (KVM_S390_VM_CPU_MACHINE_FEAT); bit 0 is the
-/// leftmost one.
-pub type CpuFeatures = kvm_s390_vm_cpu_feat;
-
-/// How KVM_S390_MEM_OP finds memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MemoryAccess {
-    /// By a logical address of a vCPU, as its PSW says, with this access
-    /// register; an exception is left pending at the vCPU.
-    Logical(u8),
-    /// The same, only to see whether it would go.
-    LogicalCheck(u8),
-}
 
 fn attribute(group: u32, attr: u32, addr: u64) -> kvm_device_attr {
     kvm_device_attr {
@@ -67,42 +53,12 @@ impl VmFd {
         ))
     }
 
-    /// KVM_S390_VM_CPU_MACHINE_FEAT: what the host offers.
-    ///
-    /// # Errors
-    /// KVM refused.
-    pub fn cpu_machine_features(&self) -> Result<CpuFeatures> {
-        self.attribute(KVM_S390_VM_CPU_MODEL, KVM_S390_VM_CPU_MACHINE_FEAT)
-    }
-
-    /// Sets KVM_S390_VM_CPU_PROCESSOR_FEAT, before there are vCPUs.
-    ///
-    /// # Errors
-    /// KVM refused.
-    pub fn set_cpu_processor_features(&self, features: &CpuFeatures) -> Result<()> {
-        let address = &raw const *features as u64;
-        self.set_device_attr(&attribute(
-            KVM_S390_VM_CPU_MODEL,
-            KVM_S390_VM_CPU_PROCESSOR_FEAT,
-            address,
-        ))
-    }
-
     /// KVM_S390_VM_MEM_LIMIT_SIZE: the most guest memory, in bytes.
     ///
     /// # Errors
     /// KVM refused.
     pub fn memory_limit(&self) -> Result<u64> {
         self.attribute(KVM_S390_VM_MEM_CTRL, KVM_S390_VM_MEM_LIMIT_SIZE)
-    }
-
-    /// Switches an attribute on that has no value, such as
-    /// KVM_S390_VM_MEM_ENABLE_CMMA.
-    ///
-    /// # Errors
-    /// KVM does not have it, or it is too late.
-    pub fn enable(&self, group: u32, attr: u32) -> Result<()> {
-        self.set_device_attr(&attribute(group, attr, 0))
     }
 
     /// KVM_S390_SET_SKEYS: the storage keys of the pages from number `first`
@@ -144,56 +100,36 @@ impl VcpuFd {
         call(self, requests::KVM_S390_INITIAL_RESET).map(drop)
     }
 
-    /// KVM_S390_STORE_STATUS: stores the vCPU's registers at the absolute
-    /// address `address` of guest memory, as SIGP STORE STATUS does.
-    ///
-    /// # Errors
-    /// No such memory.
-    pub fn store_status(&self, address: u64) -> Result<()> {
-        call_value(self, requests::KVM_S390_STORE_STATUS, address).map(drop)
-    }
-
-    /// KVM_S390_IRQ: an interrupt for this vCPU, with all its parameters.
-    ///
-    /// # Errors
-    /// KVM refused.
-    pub fn s390_irq(&self, irq: &kvm_s390_irq) -> Result<()> {
-        call_ref(self, requests::KVM_S390_IRQ, irq).map(drop)
-    }
-
     fn memory_operation(
         &self,
         kind: u32,
-        access: MemoryAccess,
+        space: u8,
         address: u64,
         buffer: u64,
         size: usize,
     ) -> Result<bool> {
-        let (ar, flags) = match access {
-            MemoryAccess::Logical(ar) => (ar, KVM_S390_MEMOP_F_INJECT_EXCEPTION),
-            MemoryAccess::LogicalCheck(ar) => (ar, KVM_S390_MEMOP_F_CHECK_ONLY),
-        };
         let mut operation = kvm_s390_mem_op {
             gaddr: address,
-            flags: flags.into(),
+            flags: KVM_S390_MEMOP_F_INJECT_EXCEPTION.into(),
             size: u32::try_from(size).map_err(|_| Error::new(libc::EINVAL))?,
             op: kind,
             buf: buffer,
             ..Default::default()
         };
-        operation.__bindgen_anon_1.__bindgen_anon_1.ar = ar;
+        operation.__bindgen_anon_1.__bindgen_anon_1.ar = space;
         // A program interruption code is the guest's mistake.
         Ok(call_ref(self, requests::KVM_S390_MEM_OP, &operation)? == 0)
     }
 
-    /// KVM_S390_MEM_OP: reads from a logical address. False when the vCPU has no
-    /// access there; the exception is pending, unless this was a check.
+    /// KVM_S390_MEM_OP: reads from a logical address, as the PSW has it, of the
+    /// space that access register `space` names in access-register mode. False
+    /// when the vCPU has no access there: the exception is pending.
     ///
     /// # Errors
     /// KVM refused, or cannot reach the memory behind (EFAULT).
-    pub fn read_memory(&self, access: MemoryAccess, address: u64, to: &mut [u8]) -> Result<bool> {
+    pub fn read_memory(&self, space: u8, address: u64, to: &mut [u8]) -> Result<bool> {
         let (buffer, size) = (to.as_mut_ptr() as u64, to.len());
-        self.memory_operation(KVM_S390_MEMOP_LOGICAL_READ, access, address, buffer, size)
+        self.memory_operation(KVM_S390_MEMOP_LOGICAL_READ, space, address, buffer, size)
     }
 
     /// KVM_S390_MEM_OP: writes to a logical address; as
@@ -201,8 +137,8 @@ impl VcpuFd {
     ///
     /// # Errors
     /// As for that.
-    pub fn write_memory(&self, access: MemoryAccess, address: u64, from: &[u8]) -> Result<bool> {
+    pub fn write_memory(&self, space: u8, address: u64, from: &[u8]) -> Result<bool> {
         let (buffer, size) = (from.as_ptr() as u64, from.len());
-        self.memory_operation(KVM_S390_MEMOP_LOGICAL_WRITE, access, address, buffer, size)
+        self.memory_operation(KVM_S390_MEMOP_LOGICAL_WRITE, space, address, buffer, size)
     }
 }
