@@ -117,7 +117,8 @@ fn ipl(handler: &Handler, cpu: &mut Cpu<'_>, r1: u8, r3: u8) -> Result<Action> {
         return Err(SPECIFICATION);
     }
     let code = match subcode {
-        RESET_CLEAR | RESET_LOAD_NORMAL => return load_normal(handler, cpu),
+        RESET_CLEAR => return load_normal(handler, cpu, true),
+        RESET_LOAD_NORMAL => return load_normal(handler, cpu, false),
         LOAD_CLEAR | LOAD_NORMAL_DUMP | LOAD_NORMAL => return Ok(Action::End(End::Reset)),
         SET | STORE if !r1.is_multiple_of(2) || address & 0xfff != 0 => return Err(SPECIFICATION),
         SET => set_parameters(handler, cpu, address)?,
@@ -167,11 +168,11 @@ fn write_real(cpu: &Cpu<'_>, address: u64, data: &[u8]) -> Result<()> {
 
 /// Resets everything but memory, and goes on with the PSW at absolute address
 /// 0: how a kernel starts another one by itself. The other CPUs have stopped
-/// before what they may be using is reset.
-fn load_normal(handler: &Handler, cpu: &Cpu<'_>) -> Result<Action> {
-    let stopped = handler
-        .cpus
-        .reset_others(cpu.address, || handler.power.ended());
+/// before what they may be using is reset. Without `clear` they keep their
+/// registers.
+fn load_normal(handler: &Handler, cpu: &Cpu<'_>, clear: bool) -> Result<Action> {
+    let over = || handler.power.ended();
+    let stopped = handler.cpus.reset_others(cpu.address, clear, over);
     if !stopped.map_err(|error| Stop::Failed(format!("stopping the other CPUs: {error}")))? {
         return Ok(Action::Continue);
     }

@@ -126,7 +126,33 @@ fn a_load_normal_reset_stops_and_resets_the_rest() {
     let Action::Start { registers, .. } = sigp(&bench, 0x04) else {
         panic!();
     };
-    assert!(registers.0.is_empty(), "the other CPU is reset");
+    assert_eq!(registers.get("r5"), Some(0x55), "the other CPU's are kept");
+    assert_eq!(registers.get("reset"), Some(1));
+}
+
+/// Subcode 0; what is like subcode 1 is not looked at again.
+#[test]
+fn a_modified_clear_reset_clears_the_rest() {
+    let told = Features {
+        control_program: true,
+        ..Features::default()
+    };
+    let bench = Bench::with(2, told);
+    diagnose(&bench, 0x318, &mut Regs::with(&[(2, 7)]));
+    sigp(&bench, 0x04);
+    bench.handler.cpus.started(1);
+    sigp(&bench, 0x05);
+    bench.intercept(1, 0x28, 0, 0, &mut Regs::with(&[(5, 0x55)]));
+    let Action::Start { vcpu: 0, registers } = diagnose(&bench, 0x308, &mut Regs::with(&[(4, 0)]))
+    else {
+        panic!();
+    };
+    assert_eq!(registers.get("diag318"), Some(0));
+    bench.handler.cpus.started(0);
+    let Action::Start { registers, .. } = sigp(&bench, 0x04) else {
+        panic!();
+    };
+    assert_eq!(registers.0, [("diag318", 0)]);
 }
 
 #[test]

@@ -388,19 +388,27 @@ impl Cpus {
     }
 
     /// Stops all CPUs but `address`, resets them, and waits until they have
-    /// stopped; that one is to start anew. False when another CPU resets this
-    /// one, or the VM is over.
+    /// stopped; that one is to start anew. To `clear` is to reset their registers,
+    /// too, and to forget what the control program has said of itself; otherwise
+    /// a kernel that is started to save the memory of another finds them. False
+    /// when another CPU resets this one, or the VM is over.
     ///
     /// # Errors
     /// KVM refused.
-    pub fn reset_others(&self, address: u32, over: impl Fn() -> bool) -> std::io::Result<bool> {
+    pub fn reset_others(
+        &self,
+        address: u32,
+        clear: bool,
+        over: impl Fn() -> bool,
+    ) -> std::io::Result<bool> {
         let then = Then {
-            initial_reset: true,
+            reset: true,
+            initial_reset: clear,
             ..Then::default()
         };
         let mut states = self.lock();
         let own = |states: &[State]| match states.get(address as usize) {
-            Some(State::Stopping(then)) => then.initial_reset,
+            Some(State::Stopping(then)) => then.reset || then.initial_reset,
             _ => false,
         };
         while !own(&states) && !over() {
@@ -415,6 +423,9 @@ impl Cpus {
             if stopped {
                 if let Some(state) = states.get_mut(address as usize) {
                     *state = State::Starting;
+                }
+                if clear {
+                    self.set_control_program(0);
                 }
                 return Ok(true);
             }
