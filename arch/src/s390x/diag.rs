@@ -177,10 +177,11 @@ fn load_normal(handler: &Handler, cpu: &Cpu<'_>, clear: bool) -> Result<Action> 
         return Ok(Action::Continue);
     }
     handler.watchdog.cancel();
-    let cleared = handler.vm.set_controller(FLIC_CLEAR_IRQS, 0, &[]);
-    cleared.map_err(|error| Stop::Failed(format!("KVM_DEV_FLIC_CLEAR_IRQS: {error}")))?;
     handler.css.reset();
     handler.sclp.reset();
+    // Last: until a device is reset, it may still make an interruption pending.
+    let cleared = handler.vm.set_controller(FLIC_CLEAR_IRQS, 0, &[]);
+    cleared.map_err(|error| Stop::Failed(format!("KVM_DEV_FLIC_CLEAR_IRQS: {error}")))?;
     let memory = cpu.memory.memory();
     let psw: [u8; 8] = memory
         .read_obj(GuestAddress(0))

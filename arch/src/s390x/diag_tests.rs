@@ -1,6 +1,11 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use crossvisor_devices::css::ccw::Check;
+use crossvisor_devices::css::{Answer, ControlUnit, SenseId, Transfer};
 use crossvisor_vmm::arch::RegisterState;
+use crossvisor_vmm::double::ScriptedVm;
 use crossvisor_vmm::exit::{Action, End};
 
 use super::super::sigp::Features;
@@ -90,11 +95,40 @@ fn sigp(bench: &Bench, order: u32) -> Action {
     bench.instruction(0xae24, order << 16, &mut regs)
 }
 
+/// A device that interrupts once more while it is reset.
+struct Late {
+    vm: ScriptedVm,
+    reset: AtomicBool,
+}
+
+impl ControlUnit for Late {
+    fn sense_id(&self) -> SenseId {
+        SenseId {
+            control_unit: (0x3832, 1),
+            device: (0, 0),
+        }
+    }
+
+    fn command(&self, _: u8, _: &mut Transfer<'_>) -> Result<Answer, Check> {
+        Ok(Answer::Done)
+    }
+
+    fn reset(&self) {
+        let cleared = !self.vm.record().attributes.is_empty();
+        assert!(!cleared, "what comes now stays pending");
+        self.reset.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn a_load_normal_reset_stops_and_resets_the_rest() {
     let bench = Bench::new(2);
     let handler = &bench.handler;
-    handler.css.add(1).unwrap();
+    let late = Arc::new(Late {
+        vm: bench.vm.clone(),
+        reset: AtomicBool::new(false),
+    });
+    handler.css.add(1).unwrap().connect(late.clone());
     handler.css.report(7);
     assert!(handler.watchdog.set(60, true).unwrap());
     assert!(matches!(sigp(&bench, 0x04), Action::Start { vcpu: 1, .. }));
@@ -120,6 +154,7 @@ fn a_load_normal_reset_stops_and_resets_the_rest() {
     assert_eq!(registers.get("psw_addr"), Some(0x12_3456));
     assert_eq!(registers.0.len(), 2, "this CPU is reset");
     assert_eq!(bench.vm.record().attributes, [(3, 0, vec![])]);
+    assert!(late.reset.load(Ordering::Relaxed));
     assert!(!handler.watchdog.cancel());
     assert_eq!(handler.css.take_report(), (1, 0));
     handler.cpus.started(0);
