@@ -25,6 +25,13 @@ pub struct Orb {
     /// Interruption parameter.
     pub parameter: u32,
     /// Key and control bits, in their places in the first half of word 1.
+    ///
+    /// The key is stored with the status and compared with none: Linux has all
+    /// its pages and channel programs under key 0, which fits every storage key,
+    /// and QEMU's channel subsystem compares none either. Storage keys are KVM's,
+    /// which has an access by key for the hypervisor (KVM_S390_MEM_OP with
+    /// SKEY_PROTECTION), so that each of a program's fetches and each piece of
+    /// its data would become a system call.
     pub control: u16,
     /// Logical-path mask.
     pub paths: u8,
@@ -37,6 +44,8 @@ pub struct Orb {
 impl Orb {
     /// Size in bytes.
     pub const SIZE: usize = 32;
+    /// The key.
+    pub const KEY: u16 = 0xf000;
     /// Suspend control.
     pub const SUSPEND: u16 = 0x0800;
     /// Format-1 CCWs.

@@ -127,7 +127,7 @@ impl Subchannel {
         }
         state.orb = orb;
         state.pmcw.parameter = orb.parameter;
-        let carried = Orb::SUSPEND | Orb::FORMAT_1 | Orb::PREFETCH | 0xf038;
+        let carried = Orb::KEY | Orb::SUSPEND | Orb::FORMAT_1 | Orb::PREFETCH | 0x38;
         state.scsw = Scsw {
             flags: orb.control & carried,
             control: status::START,

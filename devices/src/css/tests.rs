@@ -673,3 +673,14 @@ fn a_reset_disables_and_reaches_the_device() {
     assert!(!s.css.notify(ID + 1, 3) && !s.css.notify(0, 3));
     assert_eq!(*s.unit.rung.lock().unwrap(), [3]);
 }
+
+/// It is compared with no storage key, see [`Orb::control`].
+#[test]
+fn the_key_of_the_program_is_in_its_status() {
+    let s = setup();
+    let irb = s.run_as(Orb::FORMAT_1 | 0x9000, &[ccw(READ, 0, 8, DATA)]);
+    assert_eq!(half(&irb, 0) & Orb::KEY, 0x9000);
+    assert_eq!(ended(&irb), (PROGRAM + 8, ENDED, 0, 0));
+    let irb = s.run(&[ccw(READ, 0, 8, DATA)]);
+    assert_eq!(half(&irb, 0) & Orb::KEY, 0);
+}
