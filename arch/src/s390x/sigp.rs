@@ -65,6 +65,13 @@ enum State {
     Stopped(RegisterState),
     /// It waits and takes no interruptions: what that means if no other CPU
     /// ever does anything, and its registers.
+    ///
+    /// Such a CPU operates, but SENSE says that it is stopped. KVM answers that
+    /// order, from a state (KVM_SET_MP_STATE) that the CPU's own thread alone can
+    /// set, and that is parked. Were it left as operating, STOP could not make
+    /// it stopped: it would have to enter the guest again for that, also on
+    /// behalf of a reset by another CPU. And Linux waits without a limit until
+    /// SENSE says "stopped" of a CPU that it has told to stop (`smp_send_stop`).
     Waiting(End, RegisterState),
 }
 
