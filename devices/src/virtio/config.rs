@@ -13,6 +13,22 @@ pub(crate) fn read(config: &[u8], offset: u64, data: &mut [u8]) {
     }
 }
 
+/// The part of a write of `data` at `offset` that falls on the `len` bytes from
+/// `field` on, each byte with its position there. Transports differ in how much
+/// they write for one field: those on channels write all that is before it, too.
+pub(crate) fn written(
+    offset: u64,
+    data: &[u8],
+    field: u64,
+    len: usize,
+) -> impl Iterator<Item = (usize, u8)> {
+    data.iter().zip(0..).filter_map(move |(&value, index)| {
+        let position = offset.checked_add(index)?.checked_sub(field)?;
+        let position = usize::try_from(position).ok()?;
+        (position < len).then_some((position, value))
+    })
+}
+
 /// A configuration space under construction, field after field.
 #[derive(Default)]
 pub(crate) struct Layout(Vec<u8>);
@@ -51,5 +67,16 @@ mod tests {
             read(&config, offset, &mut data);
             assert_eq!(data, [0; 4]);
         }
+    }
+
+    #[test]
+    fn a_write_reaches_a_field_from_wherever_it_starts() {
+        let part = |offset, data: &[u8]| Vec::from_iter(written(offset, data, 4, 2));
+        assert_eq!(part(4, &[1]), [(0, 1)]);
+        assert_eq!(part(5, &[1]), [(1, 1)]);
+        assert_eq!(part(0, &[0, 1, 2, 3, 4, 5, 6]), [(0, 4), (1, 5)]);
+        assert_eq!(part(0, &[1, 2, 3, 4]), []);
+        assert_eq!(part(6, &[1]), []);
+        assert_eq!(part(u64::MAX, &[1, 2]), []);
     }
 }

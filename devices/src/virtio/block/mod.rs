@@ -151,7 +151,7 @@ impl VirtioDevice for Block {
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {
-        if let (WRITEBACK, &[value]) = (offset, data) {
+        for (_, value) in config::written(offset, data, WRITEBACK, 1) {
             self.writeback.store(value != 0, Ordering::Relaxed);
         }
     }

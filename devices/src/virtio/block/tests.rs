@@ -526,6 +526,11 @@ fn configuration_space_says_what_the_disk_is() {
     assert_eq!(read(&s.block, 56, 8), [1, 0, 0, 0, 0, 0, 0, 0]);
     s.block.write_config(32, &[0]);
     assert_eq!(read(&s.block, 32, 1), [0]);
+    // On channels all that is before it is written, too.
+    s.block.write_config(0, &[1; 33]);
+    assert_eq!(read(&s.block, 32, 1), [1]);
+    s.block.write_config(0, &[0; 40]);
+    assert_eq!(read(&s.block, 32, 1), [0]);
     s.block.write_config(0, &[0]);
     s.block.write_config(u64::MAX, &[0; 8]);
     assert_eq!(read(&s.block, 0, 8), SECTORS.to_le_bytes());
