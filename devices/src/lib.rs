@@ -7,6 +7,7 @@
 
 pub mod acpi_power;
 pub mod bus;
+pub mod byte_order;
 pub mod chardev;
 pub mod css;
 pub mod disk;

@@ -8,9 +8,40 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use thiserror::Error;
 
-/// Bytes of the header in front of each packet: the virtio-net header with
-/// `num_buffers` (virtio 1.2, section 5.1.6).
-pub const HEADER_LEN: usize = 12;
+use crate::byte_order::ByteOrder;
+
+/// The header in front of each packet, the virtio-net header (virtio 1.2,
+/// section 5.1.6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Whether it ends with `num_buffers`.
+    pub counts_buffers: bool,
+    /// The byte order of its fields.
+    pub order: ByteOrder,
+}
+
+impl Header {
+    /// The length of the longest, in bytes.
+    pub const MAX: usize = 12;
+
+    /// Its length in bytes.
+    pub fn bytes(self) -> usize {
+        match self.counts_buffers {
+            true => Self::MAX,
+            false => Self::MAX - 2,
+        }
+    }
+}
+
+impl Default for Header {
+    /// As virtio 1.x has it.
+    fn default() -> Self {
+        Self {
+            counts_buffers: true,
+            order: ByteOrder::Little,
+        }
+    }
+}
 
 /// More packets than wait in a queue (Linux: 500, unless told otherwise).
 const MAX_WAITING: usize = 4096;
@@ -71,7 +102,7 @@ pub struct Offloads {
 }
 
 /// An open tap device with one or more queues. Packets are preceded by a
-/// little-endian virtio-net header of [`HEADER_LEN`] bytes.
+/// virtio-net header, see [`Header`].
 #[derive(Debug)]
 pub struct Tap {
     name: String,
@@ -97,7 +128,8 @@ impl Tap {
                 .map_err(|error| setup(name, "cannot read its MTU", error))?,
         };
         for queue in &tap.queues {
-            configure(queue).map_err(|(what, error)| setup(name, what, error))?;
+            configure(queue, Header::default())
+                .map_err(|(what, error)| setup(name, what, error))?;
         }
         if !existed {
             bring_up(control.as_fd(), name)
@@ -142,12 +174,23 @@ impl Tap {
             for _ in 0..MAX_WAITING {
                 // Of a packet, what does not fit is lost; but with less room than
                 // for the header, the read fails.
-                match rustix::io::read(queue, &mut [0; HEADER_LEN]) {
+                match rustix::io::read(queue, &mut [0; Header::MAX]) {
                     Ok(_) | Err(rustix::io::Errno::INTR) => {}
                     Err(_) => break,
                 }
             }
         }
+    }
+
+    /// Chooses the header, which is that of virtio 1.x until then.
+    ///
+    /// # Errors
+    /// The kernel's, with what it refused.
+    pub fn set_header(&self, header: Header) -> io::Result<()> {
+        self.queues.iter().try_for_each(|queue| {
+            configure(queue, header)
+                .map_err(|(what, error)| io::Error::new(error.kind(), format!("{what}: {error}")))
+        })
     }
 
     /// Tells the kernel which packets the guest takes. Segmentation is worth
@@ -317,21 +360,29 @@ fn open_tun(name: &str) -> Result<File, TapError> {
 }
 
 /// Sets up the header: its size and its byte order.
-fn configure(queue: &File) -> Result<(), (&'static str, io::Error)> {
-    let len = HEADER_LEN as libc::c_int;
-    // SAFETY: TUNSETVNETHDRSZ reads the int that the pointer leads to.
-    check(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const len) })
+fn configure(queue: &File, header: Header) -> Result<(), (&'static str, io::Error)> {
+    let len = header.bytes() as libc::c_int;
+    set(queue, libc::TUNSETVNETHDRSZ, len)
         .map_err(|error| ("cannot set the size of its packet header", error))?;
-    let little_endian: libc::c_int = 1;
-    // SAFETY: TUNSETVNETLE reads the int that the pointer leads to.
-    check(unsafe {
-        libc::ioctl(
-            queue.as_raw_fd(),
-            libc::TUNSETVNETLE,
-            &raw const little_endian,
-        )
-    })
-    .map_err(|error| ("cannot make its packet header little-endian", error))
+    let little = header.order == ByteOrder::Little;
+    set(queue, libc::TUNSETVNETLE, little.into())
+        .map_err(|error| ("cannot make its packet header little-endian", error))?;
+    // Without little-endian headers they are in the host's own order, unless it
+    // is told otherwise; where that is big-endian, it cannot be told.
+    if cfg!(target_endian = "little") && !little {
+        set(queue, libc::TUNSETVNETBE, 1).map_err(|error| {
+            let what = "cannot make its packet header big-endian, which takes a host kernel \
+                        with CONFIG_TUN_VNET_CROSS_LE";
+            (what, error)
+        })?;
+    }
+    Ok(())
+}
+
+/// One of the settings that are an int.
+fn set(queue: &File, setting: libc::Ioctl, value: libc::c_int) -> io::Result<()> {
+    // SAFETY: the settings above read the int that the pointer leads to.
+    check(unsafe { libc::ioctl(queue.as_raw_fd(), setting, &raw const value) })
 }
 
 fn socket() -> io::Result<OwnedFd> {

@@ -12,7 +12,7 @@ use crossvisor_devices::pci::access::Ecam;
 use crossvisor_devices::pci::root::PciRoot;
 use crossvisor_devices::pci::window::PciWindow;
 use crossvisor_devices::virtio::VirtioDevice;
-use crossvisor_devices::virtio::ccw::VirtioCcw;
+use crossvisor_devices::virtio::ccw::{self, VirtioCcw};
 use crossvisor_devices::virtio::console::Outputs;
 use crossvisor_devices::virtio::mmio::VirtioMmio;
 use crossvisor_devices::virtio::pci::VirtioPci;
@@ -264,6 +264,7 @@ fn place_virtio_ccw(
         &subchannel,
         Some(vectors),
         wiring.doorbells(),
+        ccw::NEWEST,
     )
     .map_err(failed)?;
     Ok(())

@@ -7,9 +7,10 @@ use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use thiserror::Error;
-use virtio_queue::DescriptorChain;
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestMemory, GuestMemoryMmap, Permissions, VolatileSlice};
+
+use super::ring::Chain;
 
 /// What is wrong with a chain that a driver made available.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -87,10 +88,7 @@ impl<'m> BufferSet<'m> {
     ///
     /// # Errors
     /// The chain is malformed; nothing was added.
-    pub fn add(
-        &mut self,
-        chain: DescriptorChain<&GuestMemoryMmap>,
-    ) -> Result<ChainBuffers, ChainError> {
+    pub fn add(&mut self, chain: Chain<'_>) -> Result<ChainBuffers, ChainError> {
         let start = self.segments.len();
         let added = self.add_descriptors(chain);
         if added.is_err() {
@@ -99,10 +97,7 @@ impl<'m> BufferSet<'m> {
         added
     }
 
-    fn add_descriptors(
-        &mut self,
-        chain: DescriptorChain<&GuestMemoryMmap>,
-    ) -> Result<ChainBuffers, ChainError> {
+    fn add_descriptors(&mut self, chain: Chain<'_>) -> Result<ChainBuffers, ChainError> {
         let start = self.segments.len();
         let mut middle = None;
         // The iterator ends without a word where a chain is malformed: then

@@ -1,5 +1,7 @@
 //! Access to a device's configuration space.
 
+use crate::byte_order::{ByteOrder, Number};
+
 /// Copies what `config` holds at `offset` to `data`; beyond its end there are
 /// zeroes.
 pub(crate) fn read(config: &[u8], offset: u64, data: &mut [u8]) {
@@ -30,25 +32,41 @@ pub(crate) fn written(
 }
 
 /// A configuration space under construction, field after field.
-#[derive(Default)]
-pub(crate) struct Layout(Vec<u8>);
+pub(crate) struct Layout {
+    space: Vec<u8>,
+    order: ByteOrder,
+}
 
 impl Layout {
-    /// Appends a field, given in the space's byte order (little-endian).
-    pub(crate) fn field<const N: usize>(mut self, bytes: [u8; N]) -> Self {
-        self.0.extend(bytes);
+    /// An empty space whose numbers are in `order`.
+    pub(crate) fn new(order: ByteOrder) -> Self {
+        Self {
+            space: Vec::new(),
+            order,
+        }
+    }
+
+    /// Appends a number.
+    pub(crate) fn number<const N: usize>(self, number: impl Number<N>) -> Self {
+        let bytes = number.to_bytes(self.order);
+        self.bytes(bytes)
+    }
+
+    /// Appends bytes as they are.
+    pub(crate) fn bytes<const N: usize>(mut self, bytes: [u8; N]) -> Self {
+        self.space.extend(bytes);
         self
     }
 
     /// Appends `count` bytes that are not used.
     pub(crate) fn gap(mut self, count: usize) -> Self {
-        self.0.resize(self.0.len() + count, 0);
+        self.space.resize(self.space.len() + count, 0);
         self
     }
 
     /// The finished space.
     pub(crate) fn done(self) -> Vec<u8> {
-        self.0
+        self.space
     }
 }
 
@@ -58,7 +76,8 @@ mod tests {
 
     #[test]
     fn beyond_the_end_are_zeroes() {
-        let config = Layout::default().field([1, 2]).gap(1).field([4]).done();
+        let layout = Layout::new(ByteOrder::Little);
+        let config = layout.bytes([1, 2]).gap(1).bytes([4]).done();
         let mut data = [0xff; 4];
         read(&config, 1, &mut data);
         assert_eq!(data, [2, 0, 4, 0]);
@@ -67,6 +86,13 @@ mod tests {
             read(&config, offset, &mut data);
             assert_eq!(data, [0; 4]);
         }
+    }
+
+    #[test]
+    fn numbers_are_in_the_order_of_the_space() {
+        let layout = |order| Layout::new(order).number(0x0102u16).number(3u32).done();
+        assert_eq!(layout(ByteOrder::Little), [2, 1, 3, 0, 0, 0]);
+        assert_eq!(layout(ByteOrder::Big), [1, 2, 0, 0, 0, 3]);
     }
 
     #[test]

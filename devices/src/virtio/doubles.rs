@@ -9,7 +9,7 @@ use virtio_queue::QueueT;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{ActivateError, Activation, ActiveQueue, DriverLink, VirtioDevice};
+use super::{ActivateError, Activation, ActiveQueue, DriverLink, Interface, VirtioDevice};
 use crate::GuestMem;
 use crate::irq::{IrqLine, MsiMessage, MsiVectors};
 use crate::notify::{Doorbell, Doorbells};
@@ -44,6 +44,7 @@ pub(crate) struct DeviceState {
     pub(crate) active: AtomicBool,
     pub(crate) activations: AtomicU32,
     pub(crate) features: Mutex<u64>,
+    pub(crate) interface: Mutex<Interface>,
     /// Index, size and position of each queue at the last activation.
     pub(crate) queues: Mutex<Vec<(u16, u16, u16)>>,
     /// The addresses of its descriptor table, available and used ring.
@@ -53,6 +54,8 @@ pub(crate) struct DeviceState {
     pub(crate) link: Mutex<Option<Arc<DriverLink>>>,
     /// Demand that all queues be enabled.
     pub(crate) needs_all: AtomicBool,
+    /// Have no legacy interface.
+    pub(crate) modern_only: AtomicBool,
 }
 
 impl DeviceState {
@@ -120,7 +123,11 @@ impl VirtioDevice for MockDevice {
         &[16, 16, 256]
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
+    fn has_legacy_interface(&self) -> bool {
+        !self.state.modern_only.load(Ordering::SeqCst)
+    }
+
+    fn read_config(&self, _: Interface, offset: u64, data: &mut [u8]) {
         let config = self.state.config.lock().unwrap();
         for (at, byte) in data.iter_mut().enumerate() {
             let at = usize::try_from(offset).unwrap().saturating_add(at);
@@ -128,7 +135,7 @@ impl VirtioDevice for MockDevice {
         }
     }
 
-    fn write_config(&mut self, offset: u64, data: &[u8]) {
+    fn write_config(&mut self, _: Interface, offset: u64, data: &[u8]) {
         let mut config = self.state.config.lock().unwrap();
         for (at, byte) in data.iter().enumerate() {
             let at = usize::try_from(offset).unwrap().saturating_add(at);
@@ -148,13 +155,14 @@ impl VirtioDevice for MockDevice {
                 }
             }
         }
-        assert!(activation.queues.iter().all(|q| q.queue.ready()));
+        assert!(activation.queues.iter().all(|q| q.queue.queue().ready()));
         let event_idx = activation
             .queues
             .iter()
-            .all(|q| q.queue.event_idx_enabled());
+            .all(|q| q.queue.queue().event_idx_enabled());
         self.state.event_idx.store(event_idx, Ordering::SeqCst);
         *self.state.features.lock().unwrap() = activation.features;
+        *self.state.interface.lock().unwrap() = activation.interface;
         *self.state.queues.lock().unwrap() = activation
             .queues
             .iter()
@@ -163,7 +171,7 @@ impl VirtioDevice for MockDevice {
         *self.state.rings.lock().unwrap() = activation
             .queues
             .iter()
-            .map(|q| &q.queue)
+            .map(|q| q.queue.queue())
             .map(|q| [q.desc_table(), q.avail_ring(), q.used_ring()])
             .collect();
         *self.state.link.lock().unwrap() = Some(Arc::clone(&activation.link));

@@ -14,7 +14,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::buffers::{BufferSet, Storage};
 use super::worker::{Context, Handler, Worker};
-use super::{ActivateError, Activation, ActiveQueue, VirtioDevice, config};
+use super::{ActivateError, Activation, ActiveQueue, Interface, VirtioDevice, config};
 use crate::fd;
 
 const QUEUE_SIZE: u16 = 64;
@@ -162,7 +162,7 @@ impl VirtioDevice for PowerKey {
         &[QUEUE_SIZE, QUEUE_SIZE]
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
+    fn read_config(&self, _: Interface, offset: u64, data: &mut [u8]) {
         let selected = self.selected();
         let mut space = [0; CONFIG_SIZE];
         space[SELECT] = self.select;
@@ -175,7 +175,7 @@ impl VirtioDevice for PowerKey {
         config::read(&space, offset, data);
     }
 
-    fn write_config(&mut self, offset: u64, data: &[u8]) {
+    fn write_config(&mut self, _: Interface, offset: u64, data: &[u8]) {
         for (position, value) in data.iter().enumerate() {
             match usize::try_from(offset).map(|offset| offset.checked_add(position)) {
                 Ok(Some(SELECT)) => self.select = *value,
@@ -305,12 +305,12 @@ mod tests {
 
     /// What the driver learns by selecting.
     fn select(key: &mut PowerKey, select: u8, subsel: u8) -> Vec<u8> {
-        key.write_config(0, &[select]);
-        key.write_config(1, &[subsel]);
+        key.write_config(Interface::Modern, 0, &[select]);
+        key.write_config(Interface::Modern, 1, &[subsel]);
         let mut size = [0];
-        key.read_config(SIZE as u64, &mut size);
+        key.read_config(Interface::Modern, SIZE as u64, &mut size);
         let mut value = vec![0; size[0].into()];
-        key.read_config(UNION as u64, &mut value);
+        key.read_config(Interface::Modern, UNION as u64, &mut value);
         value
     }
 
@@ -329,9 +329,9 @@ mod tests {
             assert!(select(&mut key, other, 0).is_empty());
         }
         let mut beyond = [0xff; 8];
-        key.read_config(u64::MAX, &mut beyond);
+        key.read_config(Interface::Modern, u64::MAX, &mut beyond);
         assert_eq!(beyond, [0; 8]);
-        key.write_config(u64::MAX - 1, &[1; 8]);
+        key.write_config(Interface::Modern, u64::MAX - 1, &[1; 8]);
     }
 
     #[test]

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::interrupt::{ISR_CONFIG, ISR_QUEUE, StatusLine};
-use super::transport::{QueueArea, QueueConfig, Transport};
+use super::queue_config::{QueueArea, QueueConfig};
+use super::transport::Transport;
 use super::{VirtioDevice, VirtioInterrupt};
 use crate::GuestMem;
 use crate::bus::BusDevice;

@@ -16,6 +16,8 @@ pub mod interrupt;
 pub mod mmio;
 pub mod net;
 pub mod pci;
+pub mod queue_config;
+pub mod ring;
 pub mod rng;
 #[cfg(test)]
 mod testing;
@@ -27,10 +29,37 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use thiserror::Error;
-use virtio_queue::Queue;
 use vmm_sys_util::eventfd::EventFd;
 
+use self::ring::Ring;
 use crate::GuestMem;
+use crate::byte_order::ByteOrder;
+
+/// By which rules a driver and its device speak (virtio 1.2, section 1.3.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Interface {
+    /// Those of virtio 1.x, where everything is little-endian.
+    #[default]
+    Modern,
+    /// Those from before: rings, configuration space and headers are in the
+    /// guest's byte order, and VERSION_1 is not negotiated.
+    Legacy(ByteOrder),
+}
+
+impl Interface {
+    /// The byte order of what driver and device share.
+    pub fn order(self) -> ByteOrder {
+        match self {
+            Interface::Modern => ByteOrder::Little,
+            Interface::Legacy(order) => order,
+        }
+    }
+
+    /// Whether it is the legacy one.
+    pub fn is_legacy(self) -> bool {
+        matches!(self, Interface::Legacy(_))
+    }
+}
 
 /// Interrupts from a device to its driver, whatever the transport makes of them.
 pub trait VirtioInterrupt: Send + Sync {
@@ -106,19 +135,22 @@ pub struct ActiveQueue {
     /// The queue's number in the device.
     pub index: u16,
     /// Its rings.
-    pub queue: Queue,
+    pub queue: Ring,
     /// Signalled by the driver's notification. It does not block: a read that
     /// finds nothing is an error of kind `WouldBlock`.
     pub notify: EventFd,
 }
 
-/// What a device is given when its driver sets DRIVER_OK.
+/// What a device is given when its driver sets DRIVER_OK, or uses it before that
+/// as legacy drivers may.
 pub struct Activation {
     /// Guest memory, where the rings and buffers are.
     pub mem: GuestMem,
     /// The negotiated feature bits, a subset of what the device and its
     /// transport offered.
     pub features: u64,
+    /// How the driver speaks.
+    pub interface: Interface,
     /// The way to the driver.
     pub link: Arc<DriverLink>,
     /// The queues that the driver enabled, by rising index.
@@ -152,12 +184,19 @@ pub trait VirtioDevice: Send {
     /// of queues.
     fn queue_sizes(&self) -> &[u16];
 
-    /// Reads the configuration space; beyond its end it reads as zeroes.
-    fn read_config(&self, offset: u64, data: &mut [u8]);
+    /// Whether a driver may use the legacy interface: devices that came with
+    /// virtio 1.0 or later have none.
+    fn has_legacy_interface(&self) -> bool {
+        false
+    }
 
-    /// Writes the configuration space; what is read-only or beyond its end is
-    /// ignored.
-    fn write_config(&mut self, offset: u64, data: &[u8]);
+    /// Reads the configuration space as `interface` has it; beyond its end it
+    /// reads as zeroes.
+    fn read_config(&self, interface: Interface, offset: u64, data: &mut [u8]);
+
+    /// Writes the configuration space; what is read-only by `interface` or
+    /// beyond its end is ignored.
+    fn write_config(&mut self, interface: Interface, offset: u64, data: &[u8]);
 
     /// Starts the device's work, on threads of its own.
     ///

@@ -6,7 +6,7 @@ use vm_memory::GuestAddressSpace;
 
 use super::buffers::{BufferSet, Storage, Writable};
 use super::worker::{Context, Handler, Worker};
-use super::{ActivateError, Activation, ActiveQueue, VirtioDevice, config};
+use super::{ActivateError, Activation, ActiveQueue, Interface, VirtioDevice, config};
 
 const QUEUE_SIZE: u16 = 64;
 /// Bytes that one request gets at most.
@@ -47,11 +47,15 @@ impl VirtioDevice for Rng {
         &[QUEUE_SIZE]
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
+    fn has_legacy_interface(&self) -> bool {
+        true
+    }
+
+    fn read_config(&self, _: Interface, offset: u64, data: &mut [u8]) {
         config::read(&[], offset, data);
     }
 
-    fn write_config(&mut self, _: u64, _: &[u8]) {}
+    fn write_config(&mut self, _: Interface, _: u64, _: &[u8]) {}
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         if activation.queues.is_empty() {
@@ -123,19 +127,23 @@ fn fill(buffer: Writable<'_>) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::virtio::testing::{BUFFERS, Driver, END_OF_RAM, into, out};
+    use crate::virtio::testing::{BUFFERS, Driver, END_OF_RAM, by_either_interface, into, out};
     use std::collections::HashSet;
 
-    fn setup() -> (Rng, Driver) {
+    fn setup(interface: Interface) -> (Rng, Driver) {
         let mut rng = Rng::new("rng0");
-        let driver = Driver::new(rng.queue_sizes());
+        let driver = Driver::with(rng.queue_sizes(), interface);
         rng.activate(driver.activation(0)).unwrap();
         (rng, driver)
     }
 
-    #[test]
-    fn fills_buffers_with_bytes_that_differ() {
-        let (mut rng, mut driver) = setup();
+    by_either_interface!(
+        fills_buffers_with_bytes_that_differ,
+        a_huge_request_is_bounded_and_a_bad_one_harmless,
+    );
+
+    fn fills_buffers_with_bytes_that_differ(interface: Interface) {
+        let (mut rng, mut driver) = setup(interface);
         let mut seen = HashSet::new();
         for _ in 0..100 {
             driver.queues[0].add(&[into(BUFFERS, 8), into(BUFFERS + 0x1000, 1016)]);
@@ -150,9 +158,8 @@ mod tests {
         assert!(rng.deactivate().is_empty());
     }
 
-    #[test]
-    fn a_huge_request_is_bounded_and_a_bad_one_harmless() {
-        let (_rng, mut driver) = setup();
+    fn a_huge_request_is_bounded_and_a_bad_one_harmless(interface: Interface) {
+        let (_rng, mut driver) = setup(interface);
         let queue = &mut driver.queues[0];
         queue.add(&[into(BUFFERS, 0x20_0000)]);
         assert_eq!(queue.run().1 as usize, MAX_BYTES);

@@ -12,8 +12,10 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{Activation, ActiveQueue, DriverLink, VirtioInterrupt};
+use super::ring::Ring;
+use super::{Activation, ActiveQueue, DriverLink, Interface, VirtioInterrupt};
 use crate::GuestMem;
+use crate::byte_order::{ByteOrder, Number};
 
 pub(crate) const NEXT: u16 = VRING_DESC_F_NEXT as u16;
 pub(crate) const WRITE: u16 = VRING_DESC_F_WRITE as u16;
@@ -66,6 +68,7 @@ pub(crate) struct Driver {
     /// A device's way to this driver.
     pub(crate) link: Arc<DriverLink>,
     pub(crate) queues: Vec<DriverQueue>,
+    interface: Interface,
 }
 
 pub(crate) struct DriverQueue {
@@ -73,6 +76,7 @@ pub(crate) struct DriverQueue {
     index: u16,
     size: u16,
     base: u64,
+    order: ByteOrder,
     event_idx: bool,
     notify: EventFd,
     next_descriptor: u16,
@@ -106,9 +110,37 @@ pub(crate) fn into(addr: u64, len: u32) -> Buf {
     }
 }
 
+/// Makes tests of functions that take an [`Interface`]: two of each, by name.
+macro_rules! by_either_interface {
+    ($($name:ident),* $(,)?) => {
+        mod modern {
+            $(#[test]
+            fn $name() {
+                super::$name(crate::virtio::testing::INTERFACES[0]);
+            })*
+        }
+        mod legacy {
+            $(#[test]
+            fn $name() {
+                super::$name(crate::virtio::testing::INTERFACES[1]);
+            })*
+        }
+    };
+}
+pub(crate) use by_either_interface;
+
+/// Both interfaces, the legacy one in the order that is not virtio 1.x's.
+pub(crate) const INTERFACES: [Interface; 2] =
+    [Interface::Modern, Interface::Legacy(ByteOrder::Big)];
+
 impl Driver {
     /// A driver with these queue sizes.
     pub(crate) fn new(sizes: &[u16]) -> Self {
+        Self::with(sizes, Interface::Modern)
+    }
+
+    /// The same of a driver that speaks as `interface` says.
+    pub(crate) fn with(sizes: &[u16], interface: Interface) -> Self {
         let regions = [
             (GuestAddress(0), SEAM as usize),
             (GuestAddress(SEAM), (END_OF_RAM - SEAM) as usize),
@@ -121,6 +153,7 @@ impl Driver {
                 index,
                 size,
                 base: RINGS + u64::from(index) * RINGS_PER_QUEUE,
+                order: interface.order(),
                 event_idx: false,
                 notify: EventFd::new(EFD_NONBLOCK).unwrap(),
                 next_descriptor: 0,
@@ -134,6 +167,7 @@ impl Driver {
             link: Arc::new(DriverLink::new(interrupt.clone())),
             interrupt,
             queues,
+            interface,
         }
     }
 
@@ -141,6 +175,7 @@ impl Driver {
         Activation {
             mem: self.mem.clone(),
             features,
+            interface: self.interface,
             link: self.link.clone(),
             queues: self.queues.iter().map(DriverQueue::active).collect(),
         }
@@ -172,6 +207,11 @@ impl DriverQueue {
         self.base + 0xc000
     }
 
+    /// The addresses of its descriptor table, available and used ring.
+    pub(crate) fn areas(&self) -> [u64; 3] {
+        [self.table(), self.avail(), self.used()]
+    }
+
     /// Turns event indices on; before [`Driver::activation`].
     pub(crate) fn use_event_idx(&mut self) {
         self.event_idx = true;
@@ -187,7 +227,7 @@ impl DriverQueue {
         queue.set_ready(true);
         ActiveQueue {
             index: self.index,
-            queue,
+            queue: Ring::new(queue, self.order),
             notify: self.notify.try_clone().unwrap(),
         }
     }
@@ -201,16 +241,16 @@ impl DriverQueue {
         let mut data = [0; 2];
         let mem = self.mem.memory();
         mem.read_slice(&mut data, GuestAddress(addr)).unwrap();
-        u16::from_le_bytes(data)
+        u16::of_bytes(data, self.order)
     }
 
     /// Writes descriptor `next` to the table at `table`.
     pub(crate) fn write_descriptor(&self, table: u64, at: u16, buf: Buf, next: u16) {
         let mut raw = [0; 16];
-        raw[..8].copy_from_slice(&buf.addr.to_le_bytes());
-        raw[8..12].copy_from_slice(&buf.len.to_le_bytes());
-        raw[12..14].copy_from_slice(&buf.flags.to_le_bytes());
-        raw[14..].copy_from_slice(&next.to_le_bytes());
+        raw[..8].copy_from_slice(&buf.addr.to_bytes(self.order));
+        raw[8..12].copy_from_slice(&buf.len.to_bytes(self.order));
+        raw[12..14].copy_from_slice(&buf.flags.to_bytes(self.order));
+        raw[14..].copy_from_slice(&next.to_bytes(self.order));
         self.write(&raw, table + 16 * u64::from(at));
     }
 
@@ -252,25 +292,25 @@ impl DriverQueue {
     /// Puts `head` into the available ring.
     pub(crate) fn publish(&mut self, head: u16) {
         let slot = u64::from(self.available % self.size);
-        self.write(&head.to_le_bytes(), self.avail() + 4 + 2 * slot);
+        self.write(&head.to_bytes(self.order), self.avail() + 4 + 2 * slot);
         self.jump(self.available.wrapping_add(1));
     }
 
     /// Sets the available index.
     pub(crate) fn jump(&mut self, index: u16) {
         self.available = index;
-        self.write(&index.to_le_bytes(), self.avail() + 2);
+        self.write(&index.to_bytes(self.order), self.avail() + 2);
     }
 
     /// Sets the available ring's flags.
     pub(crate) fn set_flags(&self, flags: u16) {
-        self.write(&flags.to_le_bytes(), self.avail());
+        self.write(&flags.to_bytes(self.order), self.avail());
     }
 
     /// Sets the used index after which the driver wants an interrupt.
     pub(crate) fn set_used_event(&self, index: u16) {
         self.write(
-            &index.to_le_bytes(),
+            &index.to_bytes(self.order),
             self.avail() + 4 + 2 * u64::from(self.size),
         );
     }
@@ -309,8 +349,8 @@ impl DriverQueue {
         mem.read_slice(&mut element, GuestAddress(self.used() + 4 + 8 * slot))
             .unwrap();
         self.seen = self.seen.wrapping_add(1);
-        let [id, len] =
-            [0, 4].map(|at| u32::from_le_bytes(element[at..at + 4].try_into().unwrap()));
+        let word = |at: usize| element[at..at + 4].try_into().unwrap();
+        let [id, len] = [0, 4].map(|at| u32::of_bytes(word(at), self.order));
         Some((id as u16, len))
     }
 

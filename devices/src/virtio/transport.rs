@@ -6,17 +6,31 @@
 //! specification makes about order. Nothing that a driver does here is an
 //! error of the VMM: what is out of order is ignored, and a queue that cannot
 //! work ends in DEVICE_NEEDS_RESET.
+//!
+//! A transport that is transitional says by [`Transport::set_interface`] that a
+//! driver uses the legacy interface. There the driver does not end feature
+//! negotiation, so that DRIVER_OK activates the device without FEATURES_OK, and
+//! features that were not offered are ignored; and it may use queues before
+//! DRIVER_OK (section 3.1.2): its first notification activates the device with
+//! the queues that there are then, and with the features accepted by then. A
+//! queue that is set up later joins them. A legacy driver has no way to see
+//! DEVICE_NEEDS_RESET: what is broken stays still until it resets the device, and
+//! the interrupt that comes with that bit tells it of a configuration in which
+//! nothing has changed.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_config::{VIRTIO_F_ANY_LAYOUT, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemory};
+use vm_memory::GuestAddressSpace;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{Activation, ActiveQueue, DriverLink, VirtioDevice, VirtioInterrupt};
+use super::queue_config::{QueueArea, QueueConfig};
+use super::{
+    ActivateError, Activation, ActiveQueue, DriverLink, Interface, VirtioDevice, VirtioInterrupt,
+};
 use crate::GuestMem;
 
 /// Device status: the driver has noticed the device (section 2.1).
@@ -36,83 +50,15 @@ pub const STATUS_FAILED: u8 = 128;
 const DRIVER_STATUS: u8 =
     STATUS_ACKNOWLEDGE | STATUS_DRIVER | STATUS_DRIVER_OK | STATUS_FEATURES_OK | STATUS_FAILED;
 
-/// The features that a transport offers for every device: those of the virtio
-/// version and of the ring, which the `virtio-queue` crate implements.
-const TRANSPORT_FEATURES: u64 =
-    1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX;
+/// The features of the rings, which every device has.
+const RING_FEATURES: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX;
+/// What a legacy driver can be offered: one word of features. All devices take
+/// headers and data in descriptors of any layout.
+const LEGACY_FEATURES: u64 = 0xffff_ffff;
 
 /// As much of a configuration space as is watched for changes; every device of
 /// virtio 1.2 fits in.
 const CONFIG_WATCHED: usize = 256;
-
-/// The three areas of a split virtqueue (section 2.7).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum QueueArea {
-    /// The descriptor table.
-    Descriptor,
-    /// The available ring, written by the driver.
-    Driver,
-    /// The used ring, written by the device.
-    Device,
-}
-
-/// A queue as the driver has set it up so far. Nothing of it is checked before
-/// the device is activated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct QueueConfig {
-    /// The largest size that the device takes, in descriptors.
-    pub max_size: u16,
-    /// The size that the driver chose.
-    pub size: u16,
-    /// Whether the driver has enabled the queue.
-    pub enabled: bool,
-    /// Guest-physical address of the descriptor table.
-    pub descriptor: u64,
-    /// Guest-physical address of the available ring.
-    pub driver: u64,
-    /// Guest-physical address of the used ring.
-    pub device: u64,
-}
-
-impl QueueConfig {
-    fn new(max_size: u16) -> Self {
-        Self {
-            max_size,
-            size: max_size,
-            enabled: false,
-            descriptor: 0,
-            driver: 0,
-            device: 0,
-        }
-    }
-
-    /// The guest-physical address of `area`.
-    pub fn address(&self, area: QueueArea) -> u64 {
-        match area {
-            QueueArea::Descriptor => self.descriptor,
-            QueueArea::Driver => self.driver,
-            QueueArea::Device => self.device,
-        }
-    }
-
-    /// The rings, if they are aligned, of a legal size and inside guest memory.
-    fn rings<M: GuestMemory>(&self, mem: &M, event_idx: bool) -> Option<Queue> {
-        let mut queue = Queue::new(self.max_size).ok()?;
-        queue.try_set_size(self.size).ok()?;
-        queue
-            .try_set_desc_table_address(GuestAddress(self.descriptor))
-            .ok()?;
-        queue
-            .try_set_avail_ring_address(GuestAddress(self.driver))
-            .ok()?;
-        queue
-            .try_set_used_ring_address(GuestAddress(self.device))
-            .ok()?;
-        queue.set_event_idx(event_idx);
-        queue.set_ready(true);
-        queue.is_valid(mem).then_some(queue)
-    }
-}
 
 /// What the device is doing.
 #[derive(Debug)]
@@ -129,6 +75,7 @@ struct State {
     device: Box<dyn VirtioDevice>,
     run: Run,
     status: u8,
+    interface: Interface,
     driver_features: u64,
     /// The driver accepted a feature bit of 64 or above; none is offered.
     accepted_unknown: bool,
@@ -191,6 +138,7 @@ impl Transport {
                 device,
                 run: Run::Idle,
                 status: 0,
+                interface: Interface::default(),
                 driver_features: 0,
                 accepted_unknown: false,
                 queues,
@@ -235,6 +183,37 @@ impl Transport {
         }
     }
 
+    /// By which interface the driver goes on from here; the device is reset when
+    /// it was another one so far. It is kept over resets.
+    pub fn set_interface(&self, interface: Interface) {
+        let mut state = self.state();
+        if state.interface != interface {
+            self.reset_state(&mut state);
+            state.interface = interface;
+        }
+    }
+
+    /// Handles a notification before the device runs: that of a legacy driver
+    /// that has set DRIVER activates it. Whether it did.
+    pub fn activate_early(&self) -> bool {
+        let mut state = self.state();
+        let seen = STATUS_DRIVER | STATUS_FAILED | STATUS_NEEDS_RESET;
+        let waits = state.interface.is_legacy()
+            && matches!(state.run, Run::Idle)
+            && self.with_needs_reset(state.status) & seen == STATUS_DRIVER;
+        if waits {
+            self.activate(&mut state);
+        }
+        waits && matches!(state.run, Run::Active)
+    }
+
+    /// Whether notifications are to reach [`activate_early`](Self::activate_early),
+    /// rather than the queues' events alone.
+    pub fn awaits_notification(&self) -> bool {
+        let state = self.state();
+        state.interface.is_legacy() && matches!(state.run, Run::Idle)
+    }
+
     /// 32 bits of the offered features; `select` counts in words.
     pub fn device_features(&self, select: u32) -> u32 {
         let offered = self.state().offered();
@@ -255,10 +234,15 @@ impl Transport {
         }
     }
 
-    /// The driver accepts 32 bits of features. Ignored once FEATURES_OK is set.
+    /// The driver accepts 32 bits of features. Ignored once FEATURES_OK is set;
+    /// a legacy driver has one word of them, until the device runs.
     pub fn set_driver_features(&self, select: u32, value: u32) {
         let mut state = self.state();
-        if state.status & STATUS_FEATURES_OK != 0 {
+        let over = match state.interface {
+            Interface::Modern => state.status & STATUS_FEATURES_OK != 0,
+            Interface::Legacy(_) => select > 0 || !matches!(state.run, Run::Idle),
+        };
+        if over {
             return;
         }
         match select {
@@ -285,6 +269,11 @@ impl Transport {
         }
         let mut state = self.state();
         let mut new = value & DRIVER_STATUS & !state.status;
+        let legacy = state.interface.is_legacy();
+        if legacy {
+            // A bit without a meaning.
+            new &= !STATUS_FEATURES_OK;
+        }
         if new & STATUS_FEATURES_OK != 0 && !state.features_acceptable() {
             log::debug!(
                 "{}: the driver's features {:#x} are refused",
@@ -293,14 +282,14 @@ impl Transport {
             );
             new &= !STATUS_FEATURES_OK;
         }
-        let negotiated = (state.status | new) & STATUS_FEATURES_OK != 0;
+        let negotiated = legacy || (state.status | new) & STATUS_FEATURES_OK != 0;
         let before = self.with_needs_reset(state.status);
         let failed = (before | new) & (STATUS_FAILED | STATUS_NEEDS_RESET) != 0;
         if new & STATUS_DRIVER_OK != 0 && (!negotiated || failed) {
             new &= !STATUS_DRIVER_OK;
         }
         state.status |= new;
-        if new & STATUS_DRIVER_OK != 0 {
+        if new & STATUS_DRIVER_OK != 0 && matches!(state.run, Run::Idle) {
             self.activate(&mut state);
         }
     }
@@ -341,15 +330,27 @@ impl Transport {
     }
 
     /// The driver enables a queue. Ignored once the device runs: queues are
-    /// set up before DRIVER_OK (section 3.1.1).
+    /// set up before DRIVER_OK (section 3.1.1). By the legacy interface a device
+    /// may run before all are there.
     pub fn enable_queue(&self, index: u32) {
         let mut state = self.state();
-        if state.status & STATUS_DRIVER_OK != 0 {
+        let legacy = state.interface.is_legacy();
+        if !legacy && state.status & STATUS_DRIVER_OK != 0 {
             log::debug!("{}: queue {index} enabled after DRIVER_OK", self.name);
             return;
         }
-        if let Some(queue) = state.queue_mut(index) {
-            queue.enabled = true;
+        match state.queue_mut(index) {
+            Some(queue) => queue.enabled = true,
+            None => return,
+        }
+        if legacy
+            && !matches!(state.run, Run::Idle)
+            && let Some(late) = self.active_queue(&state, index)
+        {
+            self.change_queues(&mut state, |queues| {
+                queues.push(late);
+                queues.sort_by_key(|queue| queue.index);
+            });
         }
     }
 
@@ -361,15 +362,22 @@ impl Transport {
             Some(queue) if queue.enabled => queue.enabled = false,
             _ => return,
         }
+        self.change_queues(&mut state, |queues| {
+            queues.retain(|q| u32::from(q.index) != index);
+        });
+    }
+
+    /// Changes which queues the device has, if it is working.
+    fn change_queues(&self, state: &mut State, change: impl FnOnce(&mut Vec<ActiveQueue>)) {
         match std::mem::replace(&mut state.run, Run::Idle) {
             Run::Idle => {}
             Run::Active => {
                 let mut queues = state.device.deactivate();
-                queues.retain(|q| u32::from(q.index) != index);
-                self.start(&mut state, queues);
+                change(&mut queues);
+                self.start(state, queues);
             }
             Run::Paused(mut queues) => {
-                queues.retain(|q| u32::from(q.index) != index);
+                change(&mut queues);
                 state.run = Run::Paused(queues);
             }
         }
@@ -378,12 +386,15 @@ impl Transport {
     /// Reads the configuration space; zeroes beyond its end.
     pub fn read_config(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
-        self.state().device.read_config(offset, data);
+        let state = self.state();
+        state.device.read_config(state.interface, offset, data);
     }
 
     /// Writes the configuration space.
     pub fn write_config(&self, offset: u64, data: &[u8]) {
-        self.state().device.write_config(offset, data);
+        let mut state = self.state();
+        let interface = state.interface;
+        state.device.write_config(interface, offset, data);
     }
 
     /// The generation of the configuration space (section 2.5.2): it differs
@@ -396,7 +407,7 @@ impl Transport {
         // would see two halves under one generation.
         let mut state = self.state();
         let mut now = [0; CONFIG_WATCHED];
-        state.device.read_config(0, &mut now);
+        state.device.read_config(state.interface, 0, &mut now);
         if now != state.config_seen {
             state.config_seen = now;
             state.generation = state.generation.wrapping_add(1);
@@ -407,7 +418,10 @@ impl Transport {
     /// Resets the device (section 2.4): when this returns, it does not touch
     /// guest memory any more, and everything is as it was at the start.
     pub fn reset(&self) {
-        let mut state = self.state();
+        self.reset_state(&mut self.state());
+    }
+
+    fn reset_state(&self, state: &mut State) {
         drop(state.device.deactivate());
         state.device.reset();
         // No worker is left that could set it again.
@@ -451,41 +465,60 @@ impl Transport {
     }
 
     fn activate(&self, state: &mut State) {
-        let event_idx = state.driver_features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
-        let mem = self.mem.memory();
         let mut active = Vec::new();
-        for (index, (config, event)) in (0_u16..).zip(state.queues.iter().zip(&self.events)) {
+        for (index, config) in (0_u32..).zip(&state.queues) {
             if !config.enabled {
                 continue;
             }
-            let Some(queue) = config.rings(&*mem, event_idx) else {
-                log::warn!("{}: the driver's queue {index} is invalid", self.name);
-                return self.needs_reset();
-            };
-            match event.try_clone() {
-                Ok(notify) => active.push(ActiveQueue {
-                    index,
-                    queue,
-                    notify,
-                }),
-                Err(error) => {
-                    log::warn!("{}: cannot duplicate a queue event: {error}", self.name);
-                    return self.needs_reset();
-                }
+            match self.active_queue(state, index) {
+                Some(queue) => active.push(queue),
+                None => return,
             }
         }
         self.start(state, active);
     }
 
+    /// Queue `index` for the device, at its start; without it, the device needs
+    /// a reset.
+    fn active_queue(&self, state: &State, index: u32) -> Option<ActiveQueue> {
+        let at = usize::try_from(index).ok()?;
+        let (config, event) = (state.queues.get(at)?, self.events.get(at)?);
+        let event_idx = state.accepted() & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
+        let mem = self.mem.memory();
+        let Some(queue) = config.rings(&*mem, event_idx, state.interface.order()) else {
+            log::warn!("{}: the driver's queue {index} is invalid", self.name);
+            self.needs_reset();
+            return None;
+        };
+        match event.try_clone() {
+            Ok(notify) => Some(ActiveQueue {
+                index: u16::try_from(index).ok()?,
+                queue,
+                notify,
+            }),
+            Err(error) => {
+                log::warn!("{}: cannot duplicate a queue event: {error}", self.name);
+                self.needs_reset();
+                None
+            }
+        }
+    }
+
     fn start(&self, state: &mut State, queues: Vec<ActiveQueue>) {
         let activation = Activation {
             mem: self.mem.clone(),
-            features: state.driver_features,
+            features: state.accepted(),
+            interface: state.interface,
             link: Arc::clone(&self.link),
             queues,
         };
         match state.device.activate(activation) {
             Ok(()) => state.run = Run::Active,
+            // A driver that used one queue before it has set up others.
+            Err(error @ ActivateError::MissingQueue(_)) if state.status & STATUS_DRIVER_OK == 0 => {
+                log::debug!("{}: not yet: {error}", self.name);
+                state.run = Run::Idle;
+            }
             Err(error) => {
                 log::warn!("{}: {error}", self.name);
                 state.run = Run::Idle;
@@ -516,11 +549,24 @@ impl Drop for Transport {
 
 impl State {
     fn offered(&self) -> u64 {
-        self.device.features() | TRANSPORT_FEATURES
+        let features = self.device.features() | RING_FEATURES;
+        match self.interface {
+            Interface::Modern => features | 1 << VIRTIO_F_VERSION_1,
+            Interface::Legacy(_) => (features | 1 << VIRTIO_F_ANY_LAYOUT) & LEGACY_FEATURES,
+        }
     }
 
-    /// Section 2.2.2: a subset of what is offered; and there is no legacy
-    /// interface here, so VERSION_1 must be among it.
+    /// The features that are in effect. A legacy driver cannot be told that it
+    /// accepted too many.
+    fn accepted(&self) -> u64 {
+        match self.interface {
+            Interface::Modern => self.driver_features,
+            Interface::Legacy(_) => self.driver_features & self.offered(),
+        }
+    }
+
+    /// Section 2.2.2: a subset of what is offered; and this is not the legacy
+    /// interface, so VERSION_1 must be among it.
     fn features_acceptable(&self) -> bool {
         !self.accepted_unknown
             && self.driver_features & !self.offered() == 0

@@ -401,8 +401,8 @@ fn a_queue_size_that_no_driver_can_use_is_an_error() {
         fn queue_sizes(&self) -> &[u16] {
             &[16, 100]
         }
-        fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
-        fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+        fn read_config(&self, _: Interface, _offset: u64, _data: &mut [u8]) {}
+        fn write_config(&mut self, _: Interface, _offset: u64, _data: &[u8]) {}
         fn activate(&mut self, _activation: Activation) -> Result<(), super::super::ActivateError> {
             Ok(())
         }

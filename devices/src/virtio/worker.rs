@@ -3,22 +3,15 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 use std::thread::{self, JoinHandle};
 
 use rustix::event::epoll;
-use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
-use virtio_queue::{DescriptorChain, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::ring::Chain;
 use super::{ActiveQueue, DriverLink};
 use crate::{GuestMem, fd};
-
-/// Flags and index, in front of the elements of either ring.
-const RING_HEADER: u64 = 4;
-/// Bytes of an element of the used ring.
-const USED_ELEMENT: u64 = 8;
 
 const STOP: u64 = u64::MAX;
 /// Tokens from here on are queues, by position; below are the handler's own.
@@ -117,16 +110,12 @@ impl WorkerQueue {
     }
 
     /// Takes the next chain that the driver made available.
-    pub fn pop<'m>(
-        &mut self,
-        mem: &'m GuestMemoryMmap,
-    ) -> Option<DescriptorChain<&'m GuestMemoryMmap>> {
+    pub fn pop<'m>(&mut self, mem: &'m GuestMemoryMmap) -> Option<Chain<'m>> {
         if self.broken {
             return None;
         }
         let queue = &mut self.active.queue;
-        let popped = virtio_queue::QueueOwnedT::iter(queue, mem).map(|mut chains| chains.next());
-        match popped {
+        match queue.pop(mem) {
             Ok(Some(chain)) if chain.head_index() >= self.active.queue.size() => {
                 self.fail("an available index outside the descriptor table");
                 None
@@ -163,31 +152,10 @@ impl WorkerQueue {
     /// Returns several chains, each with the bytes written to it, so that the
     /// driver sees either none of them or all.
     pub fn complete_together(&mut self, mem: &GuestMemoryMmap, chains: &[(u16, u32)]) {
-        let Some(((last, written), others)) = chains.split_last() else {
-            return;
-        };
         if self.broken {
             return;
         }
-        let queue = &mut self.active.queue;
-        let mut next_used = queue.next_used();
-        for (head, written) in others {
-            // The element alone; the index that shows it is written below.
-            let slot = u64::from(next_used % queue.size());
-            let mut element = [0; USED_ELEMENT as usize];
-            let (id, len) = element.split_at_mut(4);
-            id.copy_from_slice(&u32::from(*head).to_le_bytes());
-            len.copy_from_slice(&written.to_le_bytes());
-            let offset = RING_HEADER + slot * USED_ELEMENT;
-            let at = queue.used_ring().saturating_add(offset);
-            if let Err(error) = mem.write_slice(&element, GuestAddress(at)) {
-                self.fail(error);
-                return;
-            }
-            next_used = next_used.wrapping_add(1);
-        }
-        queue.set_next_used(next_used);
-        if let Err(error) = queue.add_used(mem, *last, *written) {
+        if let Err(error) = self.active.queue.add_used(mem, chains) {
             self.fail(error);
         }
     }
@@ -195,35 +163,17 @@ impl WorkerQueue {
     /// Interrupts the driver for what was completed, unless it does not want to
     /// know.
     pub fn signal(&mut self, mem: &GuestMemoryMmap) {
-        let unseen = self.active.queue.next_used() != self.signalled;
-        if self.broken || !unseen || !self.wants_interrupt(mem) {
+        let queue = &self.active.queue;
+        let new = queue.next_used();
+        if self.broken || new == self.signalled {
+            return;
+        }
+        let old = std::mem::replace(&mut self.signalled, new);
+        if !queue.wants_interrupt(mem, old) {
             return;
         }
         let told = self.link.used(self.active.index);
         self.check_told(told);
-    }
-
-    /// Whether the driver asked for an interrupt at what was used since the last
-    /// one (virtio 1.2, section 2.7.7). This is done here because virtio-queue
-    /// counts one by one and leaves out the flag.
-    fn wants_interrupt(&mut self, mem: &GuestMemoryMmap) -> bool {
-        let queue = &self.active.queue;
-        let new = queue.next_used();
-        let old = std::mem::replace(&mut self.signalled, new);
-        // The used index must be visible before the driver's wish is read.
-        fence(Ordering::SeqCst);
-        let read = |offset| -> Option<u16> {
-            let at = queue.avail_ring().checked_add(offset)?;
-            let bytes: [u8; 2] = mem.read_obj(GuestAddress(at)).ok()?;
-            Some(u16::from_le_bytes(bytes))
-        };
-        if queue.event_idx_enabled() {
-            let used_event = read(RING_HEADER + 2 * u64::from(queue.size()));
-            used_event
-                .is_none_or(|event| new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old))
-        } else {
-            read(0).is_none_or(|flags| u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0)
-        }
     }
 
     /// Asks the driver to notify again, and returns whether it has already made
@@ -266,7 +216,7 @@ impl WorkerQueue {
     pub fn serve<'m>(
         &mut self,
         mem: &'m GuestMemoryMmap,
-        mut serve: impl FnMut(&mut Self, DescriptorChain<&'m GuestMemoryMmap>) -> u32,
+        mut serve: impl FnMut(&mut Self, Chain<'m>) -> u32,
     ) {
         let mut budget = self.size();
         loop {
@@ -415,9 +365,12 @@ fn run(handler: &mut impl Handler, context: &mut Context) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::virtio::Interface;
     use crate::virtio::buffers::{BufferSet, ChainError, Storage};
-    use crate::virtio::testing::{BUFFERS, CountedInterrupt, Driver, DriverQueue, into, out};
-    use std::sync::atomic::{AtomicBool, AtomicU32};
+    use crate::virtio::testing::{
+        BUFFERS, CountedInterrupt, Driver, DriverQueue, by_either_interface, into, out,
+    };
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
     use std::time::{Duration, Instant};
     use vm_memory::GuestAddressSpace;
 
@@ -461,9 +414,15 @@ mod tests {
         }
     }
 
-    #[test]
-    fn no_notification_and_no_interrupt_is_lost() {
-        let mut driver = Driver::new(&[8]);
+    by_either_interface!(
+        no_notification_and_no_interrupt_is_lost,
+        a_driver_that_never_stops_does_not_keep_the_worker,
+        chains_completed_together_wrap_around_the_ring,
+        what_is_put_back_comes_again,
+    );
+
+    fn no_notification_and_no_interrupt_is_lost(interface: Interface) {
+        let mut driver = Driver::with(&[8], interface);
         driver.queues[0].use_event_idx();
         let worker = spawn(&driver);
         let queue = &mut driver.queues[0];
@@ -488,9 +447,8 @@ mod tests {
         worker.stop().unwrap();
     }
 
-    #[test]
-    fn a_driver_that_never_stops_does_not_keep_the_worker() {
-        let mut driver = Driver::new(&[8]);
+    fn a_driver_that_never_stops_does_not_keep_the_worker(interface: Interface) {
+        let mut driver = Driver::with(&[8], interface);
         let worker = spawn(&driver);
         let (done, rounds) = (AtomicBool::new(false), AtomicU32::new(0));
         thread::scope(|scope| {
@@ -522,9 +480,8 @@ mod tests {
         assert!(rounds.into_inner() >= 1000);
     }
 
-    #[test]
-    fn chains_completed_together_wrap_around_the_ring() {
-        let mut driver = Driver::new(&[4]);
+    fn chains_completed_together_wrap_around_the_ring(interface: Interface) {
+        let mut driver = Driver::with(&[4], interface);
         let mem = driver.mem.memory();
         let mut queue = WorkerQueue::new("test", driver.queues[0].active(), driver.link.clone());
         for round in 0..50u32 {
@@ -547,9 +504,8 @@ mod tests {
         assert_eq!(driver.queues[0].poll(), None);
     }
 
-    #[test]
-    fn what_is_put_back_comes_again() {
-        let mut driver = Driver::new(&[4]);
+    fn what_is_put_back_comes_again(interface: Interface) {
+        let mut driver = Driver::with(&[4], interface);
         let mem = driver.mem.memory();
         let mut queue = WorkerQueue::new("test", driver.queues[0].active(), driver.link.clone());
         let heads = [0, 1].map(|_| driver.queues[0].add(&[out(BUFFERS, 1)]));

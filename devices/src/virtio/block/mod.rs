@@ -18,7 +18,8 @@ use vm_memory::GuestAddressSpace;
 use self::request::{MAX_DISCARD_SECTORS, MAX_SEGMENTS, MAX_ZERO_SECTORS, Requests};
 use super::buffers::{BufferSet, Storage};
 use super::worker::{Context, Handler, Worker};
-use super::{ActivateError, Activation, ActiveQueue, VirtioDevice, config};
+use super::{ActivateError, Activation, ActiveQueue, Interface, VirtioDevice, config};
+use crate::byte_order::ByteOrder;
 use crate::disk::{RawDisk, SECTOR};
 
 /// Length of the serial number that a driver can ask for.
@@ -97,30 +98,30 @@ impl Block {
     }
 
     /// The configuration space (section 5.2.4).
-    fn config(&self) -> Vec<u8> {
+    fn config(&self, order: ByteOrder) -> Vec<u8> {
         let geometry = self.disk.geometry();
         let blocks = geometry.physical_block / geometry.logical_block;
         let per_logical = |bytes: u32| bytes / geometry.logical_block;
         let queue_size = self.queue_sizes.first().copied().unwrap_or(OVERHEAD);
         let segments = u32::from(queue_size.saturating_sub(OVERHEAD).max(1));
         let alignment = per_sector(geometry.physical_block);
-        config::Layout::default()
-            .field(self.disk.sectors().to_le_bytes())
+        config::Layout::new(order)
+            .number(self.disk.sectors())
             .gap(4) // size_max
-            .field(segments.to_le_bytes())
+            .number(segments)
             .gap(4) // geometry
-            .field(geometry.logical_block.to_le_bytes())
-            .field([blocks.checked_ilog2().unwrap_or(0) as u8, 0])
-            .field((blocks.clamp(1, u16::MAX.into()) as u16).to_le_bytes())
-            .field(per_logical(geometry.optimal_io).to_le_bytes())
-            .field([u8::from(self.writeback.load(Ordering::Relaxed)), 0])
-            .field((self.queue_sizes.len() as u16).to_le_bytes())
-            .field(MAX_DISCARD_SECTORS.to_le_bytes())
-            .field(MAX_SEGMENTS.to_le_bytes())
-            .field(alignment.to_le_bytes())
-            .field(MAX_ZERO_SECTORS.to_le_bytes())
-            .field(MAX_SEGMENTS.to_le_bytes())
-            .field([1, 0, 0, 0]) // write_zeroes_may_unmap
+            .number(geometry.logical_block)
+            .bytes([blocks.checked_ilog2().unwrap_or(0) as u8, 0])
+            .number(blocks.clamp(1, u16::MAX.into()) as u16)
+            .number(per_logical(geometry.optimal_io))
+            .bytes([u8::from(self.writeback.load(Ordering::Relaxed)), 0])
+            .number(self.queue_sizes.len() as u16)
+            .number(MAX_DISCARD_SECTORS)
+            .number(MAX_SEGMENTS)
+            .number(alignment)
+            .number(MAX_ZERO_SECTORS)
+            .number(MAX_SEGMENTS)
+            .bytes([1, 0, 0, 0]) // write_zeroes_may_unmap
             .done()
     }
 }
@@ -146,11 +147,15 @@ impl VirtioDevice for Block {
         &self.queue_sizes
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        config::read(&self.config(), offset, data);
+    fn has_legacy_interface(&self) -> bool {
+        true
     }
 
-    fn write_config(&mut self, offset: u64, data: &[u8]) {
+    fn read_config(&self, interface: Interface, offset: u64, data: &mut [u8]) {
+        config::read(&self.config(interface.order()), offset, data);
+    }
+
+    fn write_config(&mut self, _: Interface, offset: u64, data: &[u8]) {
         for (_, value) in config::written(offset, data, WRITEBACK, 1) {
             self.writeback.store(value != 0, Ordering::Relaxed);
         }
@@ -178,6 +183,7 @@ impl VirtioDevice for Block {
                     disk: Arc::clone(&self.disk),
                     serial: self.serial,
                     features: activation.features & self.features,
+                    order: activation.interface.order(),
                     writeback: cached.then(|| Arc::clone(&self.writeback)),
                 },
                 storage: Storage::default(),

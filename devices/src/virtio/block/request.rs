@@ -13,6 +13,7 @@ use virtio_bindings::virtio_blk::{
 };
 
 use super::SERIAL_LEN;
+use crate::byte_order::{ByteOrder, Number};
 use crate::disk::{RawDisk, SECTOR};
 use crate::virtio::buffers::{Readable, Writable};
 use crate::virtio::worker::WorkerQueue;
@@ -50,6 +51,8 @@ pub(super) struct Requests {
     pub(super) serial: [u8; SERIAL_LEN],
     /// Negotiated features.
     pub(super) features: u64,
+    /// The byte order of headers.
+    pub(super) order: ByteOrder,
     /// Whether writes may wait for a flush; `None`: they may not.
     pub(super) writeback: Option<Arc<AtomicBool>>,
 }
@@ -106,8 +109,8 @@ impl Requests {
         if input.read(&mut header) < HEADER_LEN {
             return Err(Failure::Invalid);
         }
-        let [kind, _priority] = le32s(&header);
-        let sector = le64(&header, 8);
+        let [kind, _priority] = words(&header, self.order);
+        let sector = double_word(&header, 8, self.order);
         match kind {
             VIRTIO_BLK_T_IN => {
                 let offset = self.range(sector, output.len())?;
@@ -207,8 +210,11 @@ impl Requests {
     }
 
     fn segment(&self, raw: &[u8; SEGMENT_LEN], max_sectors: u32) -> Result<Segment, Failure> {
-        let sector = le64(raw, 0);
-        let [_, _, sectors, flags] = le32s(raw);
+        // Little-endian by either interface: these are data, not the header, for
+        // the specification (section 5.2.6) and for Linux.
+        let order = ByteOrder::Little;
+        let sector = double_word(raw, 0, order);
+        let [_, _, sectors, flags] = words(raw, order);
         if flags & !VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0 {
             return Err(Failure::Unsupported);
         }
@@ -224,16 +230,16 @@ impl Requests {
     }
 }
 
-/// The first `N` little-endian words of `raw`.
-fn le32s<const N: usize>(raw: &[u8; 16]) -> [u32; N] {
-    let (words, _) = raw.as_chunks::<4>();
-    std::array::from_fn(|i| words.get(i).map_or(0, |word| u32::from_le_bytes(*word)))
+/// The first `N` words of `raw`.
+fn words<const N: usize>(raw: &[u8; 16], order: ByteOrder) -> [u32; N] {
+    let (words, _) = raw.as_chunks();
+    let word = |word: &[u8; 4]| u32::of_bytes(*word, order);
+    std::array::from_fn(|i| words.get(i).map_or(0, word))
 }
 
-/// The little-endian double word at `at`, which is 0 or 8.
-fn le64(raw: &[u8; 16], at: usize) -> u64 {
-    let (doubles, _) = raw.as_chunks::<8>();
-    doubles
-        .get(at / 8)
-        .map_or(0, |double| u64::from_le_bytes(*double))
+/// The double word at `at`, which is 0 or 8.
+fn double_word(raw: &[u8; 16], at: usize, order: ByteOrder) -> u64 {
+    let (doubles, _) = raw.as_chunks();
+    let double = |double: &[u8; 8]| u64::of_bytes(*double, order);
+    doubles.get(at / 8).map_or(0, double)
 }

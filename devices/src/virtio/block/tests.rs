@@ -1,7 +1,9 @@
 use super::*;
+use crate::byte_order::Number;
 use crate::disk::DiskOptions;
 use crate::virtio::testing::{
-    BUFFERS, Buf, Driver, DriverQueue, END_OF_RAM, INDIRECT, NEXT, SEAM, WRITE, into, out,
+    BUFFERS, Buf, Driver, DriverQueue, END_OF_RAM, INDIRECT, NEXT, SEAM, WRITE,
+    by_either_interface, into, out,
 };
 use std::os::unix::fs::FileExt;
 use tempfile::NamedTempFile;
@@ -26,11 +28,17 @@ const WRITE_ZEROES: u32 = 13;
 struct Setup {
     file: NamedTempFile,
     block: Block,
+    interface: Interface,
     driver: Driver,
 }
 
 impl Setup {
-    fn with(read_only: bool, queues: u16, prepare: impl FnOnce(&mut DriverQueue)) -> Self {
+    fn with(
+        interface: Interface,
+        read_only: bool,
+        queues: u16,
+        prepare: impl FnOnce(&mut DriverQueue),
+    ) -> Self {
         let file = NamedTempFile::new().unwrap();
         let content: Vec<u8> = (0..SECTORS * SECTOR).map(|i| (i / SECTOR) as u8).collect();
         file.as_file().write_all_at(&content, 0).unwrap();
@@ -41,24 +49,29 @@ impl Setup {
             queue_size: 16,
         };
         let mut block = Block::new("disk0", Arc::new(disk), options);
-        let mut driver = Driver::new(&vec![16; queues.into()]);
+        let mut driver = Driver::with(&vec![16; queues.into()], interface);
         prepare(&mut driver.queues[0]);
         block.activate(driver.activation(block.features())).unwrap();
         Self {
             file,
             block,
+            interface,
             driver,
         }
     }
 
-    fn new() -> Self {
-        Self::with(false, 1, |_| ())
+    fn new(interface: Interface) -> Self {
+        Self::with(interface, false, 1, |_| ())
+    }
+
+    fn order(&self) -> ByteOrder {
+        self.interface.order()
     }
 
     fn header(&self, kind: u32, sector: u64) {
         let mut header = [0; 16];
-        header[..4].copy_from_slice(&kind.to_le_bytes());
-        header[8..].copy_from_slice(&sector.to_le_bytes());
+        header[..4].copy_from_slice(&kind.to_bytes(self.order()));
+        header[8..].copy_from_slice(&sector.to_bytes(self.order()));
         self.driver.write(HEADER, &header);
         self.driver.write(STATUS, &[0xee]);
     }
@@ -79,6 +92,7 @@ impl Setup {
         (self.status(), len)
     }
 
+    /// Little-endian by either interface.
     fn segment(&self, sector: u64, sectors: u32, flags: u32) -> Buf {
         let mut raw = [0; 16];
         raw[..8].copy_from_slice(&sector.to_le_bytes());
@@ -110,9 +124,29 @@ impl Setup {
     }
 }
 
-#[test]
-fn reads_and_writes_where_the_driver_says() {
-    let mut s = Setup::new();
+by_either_interface!(
+    reads_and_writes_where_the_driver_says,
+    buffers_may_be_split_anywhere_and_cross_regions,
+    indirect_tables_longer_than_the_queue,
+    serial_and_unknown_requests,
+    discard_and_write_zeroes,
+    ranges_outside_the_disk_and_partial_sectors_fail,
+    a_read_only_disk_is_never_written,
+    malformed_chains_are_returned_unused,
+    loops_and_wild_links_are_returned_unused,
+    an_index_that_jumps_or_a_head_outside_the_table_stops_the_queue,
+    rings_that_leave_memory_stop_the_queue_and_not_the_device,
+    a_pause_loses_no_request,
+    drivers_that_want_no_interrupt_get_none,
+    every_queue_works_on_its_own,
+    what_is_said_to_be_written_has_no_gap,
+    a_reset_takes_back_what_a_driver_chose,
+    configuration_space_says_what_the_disk_is,
+    a_device_without_its_queue_does_not_start,
+);
+
+fn reads_and_writes_where_the_driver_says(interface: Interface) {
+    let mut s = Setup::new(interface);
     assert_eq!(s.request(IN, 7, &[into(DATA, 1024)]), (OK, 1025));
     assert_eq!(s.driver.read(DATA, 1024), [[7; 512], [8; 512]].concat());
     s.driver.write(DATA, &[0x5a; 512]);
@@ -123,9 +157,8 @@ fn reads_and_writes_where_the_driver_says() {
     assert!(s.driver.interrupt.queue_count(0) >= 3);
 }
 
-#[test]
-fn buffers_may_be_split_anywhere_and_cross_regions() {
-    let mut s = Setup::new();
+fn buffers_may_be_split_anywhere_and_cross_regions(interface: Interface) {
+    let mut s = Setup::new(interface);
     s.header(IN, 9);
     let data = [
         out(HEADER, 3),
@@ -158,9 +191,8 @@ fn buffers_may_be_split_anywhere_and_cross_regions() {
     assert_eq!(s.on_host(20, 512), [0x77; 512]);
 }
 
-#[test]
-fn indirect_tables_longer_than_the_queue() {
-    let mut s = Setup::new();
+fn indirect_tables_longer_than_the_queue(interface: Interface) {
+    let mut s = Setup::new(interface);
     s.header(IN, 0);
     let table = BUFFERS + 0x2_0000;
     let mut bufs = vec![out(HEADER, 16)];
@@ -174,18 +206,16 @@ fn indirect_tables_longer_than_the_queue() {
     }
 }
 
-#[test]
-fn serial_and_unknown_requests() {
-    let mut s = Setup::new();
+fn serial_and_unknown_requests(interface: Interface) {
+    let mut s = Setup::new(interface);
     assert_eq!(s.request(GET_ID, 0, &[into(DATA, 20)]), (OK, 21));
     assert_eq!(s.driver.read(DATA, 20), b"crossvisor-0\0\0\0\0\0\0\0\0");
     assert_eq!(s.request(GET_ID, 0, &[into(DATA, 4)]), (OK, 5));
     assert_eq!(s.request(0x1234, 0, &[into(DATA, 512)]), (UNSUPP, 0));
 }
 
-#[test]
-fn discard_and_write_zeroes() {
-    let mut s = Setup::new();
+fn discard_and_write_zeroes(interface: Interface) {
+    let mut s = Setup::new(interface);
     let segment = s.segment(8, 16, 0);
     assert_eq!(s.request(WRITE_ZEROES, 0, &[segment]), (OK, 1));
     assert_eq!(s.on_host(8, 16 * 512), [0; 16 * 512]);
@@ -217,9 +247,8 @@ fn discard_and_write_zeroes() {
     s.assert_alive();
 }
 
-#[test]
-fn ranges_outside_the_disk_and_partial_sectors_fail() {
-    let mut s = Setup::new();
+fn ranges_outside_the_disk_and_partial_sectors_fail(interface: Interface) {
+    let mut s = Setup::new(interface);
     for (kind, sector, len) in [
         (IN, SECTORS, 512),
         (IN, SECTORS - 1, 1024),
@@ -235,9 +264,8 @@ fn ranges_outside_the_disk_and_partial_sectors_fail() {
     assert_eq!(s.file.as_file().metadata().unwrap().len(), SECTORS * SECTOR);
 }
 
-#[test]
-fn a_read_only_disk_is_never_written() {
-    let mut s = Setup::with(true, 1, |_| ());
+fn a_read_only_disk_is_never_written(interface: Interface) {
+    let mut s = Setup::with(interface, true, 1, |_| ());
     assert_ne!(s.block.features() & 1 << VIRTIO_BLK_F_RO, 0);
     assert_eq!(s.block.features() & 1 << VIRTIO_BLK_F_DISCARD, 0);
     assert_eq!(s.request(OUT, 1, &[out(DATA, 512)]), (IOERR, 1));
@@ -248,9 +276,8 @@ fn a_read_only_disk_is_never_written() {
     s.assert_alive();
 }
 
-#[test]
-fn malformed_chains_are_returned_unused() {
-    let mut s = Setup::new();
+fn malformed_chains_are_returned_unused(interface: Interface) {
+    let mut s = Setup::new(interface);
     let chains: [&[Buf]; 9] = [
         // No status, no header, nothing.
         &[out(HEADER, 16)],
@@ -289,9 +316,8 @@ fn malformed_chains_are_returned_unused() {
     s.assert_alive();
 }
 
-#[test]
-fn loops_and_wild_links_are_returned_unused() {
-    let mut s = Setup::new();
+fn loops_and_wild_links_are_returned_unused(interface: Interface) {
+    let mut s = Setup::new(interface);
     s.header(IN, 0);
     let q = &mut s.driver.queues[0];
     let looped = Buf {
@@ -353,15 +379,14 @@ fn loops_and_wild_links_are_returned_unused() {
     s.assert_alive();
 }
 
-#[test]
-fn an_index_that_jumps_or_a_head_outside_the_table_stops_the_queue() {
-    let mut s = Setup::new();
+fn an_index_that_jumps_or_a_head_outside_the_table_stops_the_queue(interface: Interface) {
+    let mut s = Setup::new(interface);
     s.assert_alive();
     s.driver.queues[0].jump(1 + 17);
     s.driver.queues[0].expect_silence();
     s.assert_needs_reset();
 
-    let mut s = Setup::new();
+    let mut s = Setup::new(interface);
     s.driver.queues[0].publish(16);
     s.driver.queues[0].expect_silence();
     s.driver.queues[0].publish(u16::MAX);
@@ -369,15 +394,14 @@ fn an_index_that_jumps_or_a_head_outside_the_table_stops_the_queue() {
     s.assert_needs_reset();
     // A reset makes it work again.
     assert_eq!(s.block.deactivate().len(), 1);
-    s.driver = Driver::new(&[16]);
+    s.driver = Driver::with(&[16], interface);
     s.block
         .activate(s.driver.activation(s.block.features()))
         .unwrap();
     s.assert_alive();
 }
 
-#[test]
-fn rings_that_leave_memory_stop_the_queue_and_not_the_device() {
+fn rings_that_leave_memory_stop_the_queue_and_not_the_device(interface: Interface) {
     // The available index can be read and its entries cannot; and a used ring
     // that cannot be written.
     for (avail, used) in [
@@ -387,11 +411,11 @@ fn rings_that_leave_memory_stop_the_queue_and_not_the_device() {
         (None, Some(u64::MAX - 3)),
     ] {
         for event_idx in [false, true] {
-            let mut s = Setup::new();
+            let mut s = Setup::new(interface);
             s.block.deactivate();
-            s.driver = Driver::new(&[16]);
+            s.driver = Driver::with(&[16], interface);
             let mut activation = s.driver.activation(s.block.features());
-            let queue = &mut activation.queues[0].queue;
+            let queue = &mut activation.queues[0].queue.queue_mut();
             queue.set_event_idx(event_idx);
             if let Some(avail) = avail {
                 queue.set_avail_ring_address(Some(avail as u32), Some((avail >> 32) as u32));
@@ -416,9 +440,8 @@ fn rings_that_leave_memory_stop_the_queue_and_not_the_device() {
     }
 }
 
-#[test]
-fn a_pause_loses_no_request() {
-    let mut s = Setup::new();
+fn a_pause_loses_no_request(interface: Interface) {
+    let mut s = Setup::new(interface);
     s.assert_alive();
     let queues = s.block.deactivate();
     s.header(IN, 6);
@@ -431,14 +454,13 @@ fn a_pause_loses_no_request() {
     assert_eq!(s.driver.read(DATA, 512), [6; 512]);
 }
 
-#[test]
-fn drivers_that_want_no_interrupt_get_none() {
-    let mut s = Setup::new();
+fn drivers_that_want_no_interrupt_get_none(interface: Interface) {
+    let mut s = Setup::new(interface);
     s.driver.queues[0].set_flags(1);
     s.assert_alive();
     assert_eq!(s.driver.interrupt.queue_count(0), 0);
 
-    let mut s = Setup::with(false, 1, |queue| {
+    let mut s = Setup::with(interface, false, 1, |queue| {
         queue.use_event_idx();
         queue.set_used_event(2);
     });
@@ -451,16 +473,15 @@ fn drivers_that_want_no_interrupt_get_none() {
     assert_eq!(s.driver.interrupt.queue_count(0), 1);
 }
 
-#[test]
-fn every_queue_works_on_its_own() {
-    let mut s = Setup::with(false, 4, |_| ());
+fn every_queue_works_on_its_own(interface: Interface) {
+    let mut s = Setup::with(interface, false, 4, |_| ());
     assert_ne!(s.block.features() & 1 << VIRTIO_BLK_F_MQ, 0);
     for round in 0..50 {
         for (i, queue) in s.driver.queues.iter_mut().enumerate() {
             let base = BUFFERS + 0x1000 * (1 + i as u64);
             let sector = round * 4 + i as u64;
             let mut header = [0; 16];
-            header[8..].copy_from_slice(&sector.to_le_bytes());
+            header[8..].copy_from_slice(&sector.to_bytes(interface.order()));
             let mem = s.driver.mem.memory();
             vm_memory::Bytes::write_slice(&*mem, &header, vm_memory::GuestAddress(base)).unwrap();
             queue.add(&[out(base, 16), into(base + 512, 513)]);
@@ -479,9 +500,8 @@ fn every_queue_works_on_its_own() {
     assert_eq!(indices, [0, 1, 2, 3]);
 }
 
-#[test]
-fn what_is_said_to_be_written_has_no_gap() {
-    let mut s = Setup::new();
+fn what_is_said_to_be_written_has_no_gap(interface: Interface) {
+    let mut s = Setup::new(interface);
     // A failed read leaves its buffer alone, and so the status is not reached.
     assert_eq!(s.request(IN, SECTORS, &[into(DATA, 512)]), (IOERR, 0));
     assert_eq!(s.request(OUT, SECTORS, &[out(DATA, 512)]), (IOERR, 1));
@@ -489,56 +509,54 @@ fn what_is_said_to_be_written_has_no_gap() {
     assert_eq!(s.request(GET_ID, 0, &[into(DATA, 30)]), (OK, 20));
 }
 
-#[test]
-fn a_reset_takes_back_what_a_driver_chose() {
-    let mut s = Setup::new();
-    s.block.write_config(WRITEBACK, &[0]);
+fn a_reset_takes_back_what_a_driver_chose(interface: Interface) {
+    let mut s = Setup::new(interface);
+    s.block.write_config(interface, WRITEBACK, &[0]);
     s.block.deactivate();
     let mut writeback = [9];
-    s.block.read_config(WRITEBACK, &mut writeback);
+    s.block.read_config(interface, WRITEBACK, &mut writeback);
     assert_eq!(writeback, [0], "a pause keeps it");
     s.block.reset();
-    s.block.read_config(WRITEBACK, &mut writeback);
+    s.block.read_config(interface, WRITEBACK, &mut writeback);
     assert_eq!(writeback, [1]);
 }
 
-#[test]
-fn configuration_space_says_what_the_disk_is() {
-    let mut s = Setup::new();
+fn configuration_space_says_what_the_disk_is(interface: Interface) {
+    let mut s = Setup::new(interface);
+    let order = interface.order();
     let read = |block: &Block, offset, len| {
         let mut data = vec![0xff; len];
-        block.read_config(offset, &mut data);
+        block.read_config(interface, offset, &mut data);
         data
     };
-    assert_eq!(read(&s.block, 0, 8), SECTORS.to_le_bytes());
-    assert_eq!(read(&s.block, 12, 4), 14u32.to_le_bytes(), "seg_max");
-    assert_eq!(read(&s.block, 20, 4), 512u32.to_le_bytes(), "blk_size");
+    assert_eq!(read(&s.block, 0, 8), SECTORS.to_bytes(order));
+    assert_eq!(read(&s.block, 12, 4), 14u32.to_bytes(order), "seg_max");
+    assert_eq!(read(&s.block, 20, 4), 512u32.to_bytes(order), "blk_size");
     assert_eq!(read(&s.block, 24, 2), [3, 0], "4 KiB physical blocks");
     assert_eq!(read(&s.block, 32, 1), [1], "writeback");
-    assert_eq!(read(&s.block, 34, 2), [1, 0], "num_queues");
-    assert_eq!(read(&s.block, 36, 4), MAX_DISCARD_SECTORS.to_le_bytes());
+    assert_eq!(read(&s.block, 34, 2), 1u16.to_bytes(order), "num_queues");
+    assert_eq!(read(&s.block, 36, 4), MAX_DISCARD_SECTORS.to_bytes(order));
     assert_eq!(
         read(&s.block, 44, 4),
-        8u32.to_le_bytes(),
+        8u32.to_bytes(order),
         "discard alignment"
     );
-    assert_eq!(read(&s.block, 48, 4), MAX_ZERO_SECTORS.to_le_bytes());
+    assert_eq!(read(&s.block, 48, 4), MAX_ZERO_SECTORS.to_bytes(order));
     assert_eq!(read(&s.block, 56, 8), [1, 0, 0, 0, 0, 0, 0, 0]);
-    s.block.write_config(32, &[0]);
+    s.block.write_config(interface, 32, &[0]);
     assert_eq!(read(&s.block, 32, 1), [0]);
     // On channels all that is before it is written, too.
-    s.block.write_config(0, &[1; 33]);
+    s.block.write_config(interface, 0, &[1; 33]);
     assert_eq!(read(&s.block, 32, 1), [1]);
-    s.block.write_config(0, &[0; 40]);
+    s.block.write_config(interface, 0, &[0; 40]);
     assert_eq!(read(&s.block, 32, 1), [0]);
-    s.block.write_config(0, &[0]);
-    s.block.write_config(u64::MAX, &[0; 8]);
-    assert_eq!(read(&s.block, 0, 8), SECTORS.to_le_bytes());
+    s.block.write_config(interface, 0, &[0]);
+    s.block.write_config(interface, u64::MAX, &[0; 8]);
+    assert_eq!(read(&s.block, 0, 8), SECTORS.to_bytes(order));
 }
 
-#[test]
-fn a_device_without_its_queue_does_not_start() {
-    let mut s = Setup::new();
+fn a_device_without_its_queue_does_not_start(interface: Interface) {
+    let mut s = Setup::new(interface);
     s.block.deactivate();
     let mut activation = s.driver.activation(0);
     activation.queues.clear();

@@ -71,13 +71,20 @@ const PROGRAM: u64 = 0x1000;
 const DATA: u64 = 0x2000;
 
 fn setup(vectors: Option<Arc<dyn AdapterVectors>>) -> Setup {
+    setup_of(vectors, true, NEWEST)
+}
+
+/// A device that has a legacy interface or not, and its newest revision.
+fn setup_of(vectors: Option<Arc<dyn AdapterVectors>>, legacy: bool, newest: u16) -> Setup {
     let mem = guest_mem();
     let interrupts = Arc::new(Interrupts::default());
     let css = ChannelSubsystem::new(interrupts.clone(), mem.clone());
     let (device, state) = MockDevice::new();
+    state.modern_only.store(!legacy, Ordering::SeqCst);
     let bells = Arc::new(Bells::default());
     let subchannel = css.add(0).unwrap();
-    VirtioCcw::connect(device, mem.clone(), &subchannel, vectors, bells.clone()).unwrap();
+    let doorbells = bells.clone();
+    VirtioCcw::connect(device, mem.clone(), &subchannel, vectors, doorbells, newest).unwrap();
     let setup = Setup {
         css,
         state,
@@ -161,8 +168,9 @@ fn queue(index: u16, size: u16, address: u64) -> Vec<u8> {
 }
 
 #[test]
-fn nothing_works_before_a_revision_is_chosen() {
-    let s = setup(None);
+fn without_a_legacy_interface_nothing_works_before_a_revision_is_chosen() {
+    // No user's wish makes it have one.
+    let s = setup_of(None, false, LEGACY);
     s.rejected(READ_FEAT, &[0; 5]);
     s.rejected(SET_VQ, &queue(0, 16, 0x4000));
     // The legacy interface, one that does not exist yet, and one with data.
@@ -343,4 +351,221 @@ fn doorbells_are_by_subchannel_and_queue() {
     let bells = s.bells.clone();
     drop(s);
     assert!(bells.attached().is_empty());
+}
+
+fn legacy_queue(address: u64, alignment: u32, index: u16, size: u16) -> Vec<u8> {
+    let mut block = address.to_be_bytes().to_vec();
+    block.extend(alignment.to_be_bytes());
+    block.extend(index.to_be_bytes());
+    block.extend(size.to_be_bytes());
+    block
+}
+
+impl Setup {
+    fn activations(&self) -> u32 {
+        self.state.activations()
+    }
+
+    /// Whether all doorbells are attached, of which there are three.
+    fn has_bells(&self) -> bool {
+        match self.bells.attached().len() {
+            0 => false,
+            count => {
+                assert_eq!(count, 3);
+                true
+            }
+        }
+    }
+}
+
+#[test]
+fn a_driver_that_chooses_no_revision_is_a_legacy_one() {
+    for first in command::BEFORE_REVISIONS {
+        let s = setup(None);
+        s.rejected(0x99, &[]);
+        let _ = s.run(first, &[0; 32]);
+        s.rejected(SET_VIRTIO_REV, &[0, 2, 0, 0]);
+        s.rejected(SET_VIRTIO_REV, &[0, 0, 0, 0]);
+        s.rejected(READ_STATUS, &[0]);
+        assert_eq!(s.done(READ_FEAT, &[9, 9, 9, 9, 1])[..4], [0; 4]);
+        // Not for longer than the subchannel is enabled.
+        s.enable(false);
+        s.enable(true);
+        s.revision(2);
+        assert_eq!(s.done(READ_FEAT, &[0, 0, 0, 0, 1])[0] & 1, 1);
+    }
+}
+
+#[test]
+fn the_newest_revision_can_be_the_legacy_interface() {
+    let s = setup_of(None, true, LEGACY);
+    s.rejected(SET_VIRTIO_REV, &[0, 2, 0, 0]);
+    s.rejected(SET_VIRTIO_REV, &[0, 1, 0, 0]);
+    s.revision(0);
+    s.rejected(SET_VIRTIO_REV, &[0, 0, 0, 0]);
+    s.done(READ_FEAT, &[0; 5]);
+    let s = setup_of(None, true, 1);
+    s.rejected(SET_VIRTIO_REV, &[0, 2, 0, 0]);
+    s.revision(1);
+}
+
+#[test]
+fn legacy_features_are_one_word() {
+    let s = setup(None);
+    s.revision(0);
+    let [a, b, c, d, ..] = s.done(READ_FEAT, &[0; 5])[..] else {
+        panic!();
+    };
+    // The device's, layouts of any kind, indirect descriptors, event index.
+    let offered = 0x21 | 1 << 27 | 1 << 28 | 1 << 29;
+    assert_eq!(u32::from_le_bytes([a, b, c, d]), offered);
+    for index in [1, 2, 255] {
+        assert_eq!(s.done(READ_FEAT, &[9, 9, 9, 9, index])[..4], [0; 4]);
+    }
+    s.done(WRITE_STATUS, &[3]);
+    // What is not offered is dropped: there is no way to refuse it.
+    s.done(WRITE_FEAT, &[0xff, 0xff, 0, 0x20, 0]);
+    s.done(WRITE_FEAT, &[1, 0, 0, 0, 1]);
+    s.done(WRITE_FEAT, &[1, 0, 0, 0, 2]);
+    s.done(SET_VQ, &legacy_queue(0x4000, 4096, 0, 16));
+    // FEATURES_OK is not a bit of the legacy interface.
+    s.done(WRITE_STATUS, &[3 | 8]);
+    assert!(!s.state.is_active());
+    s.done(WRITE_STATUS, &[7]);
+    assert!(s.state.is_active());
+    assert_eq!(*s.state.features.lock().unwrap(), 0x2000_0021);
+    assert!(s.state.event_idx.load(Ordering::SeqCst));
+    let interface = *s.state.interface.lock().unwrap();
+    assert_eq!(interface, Interface::Legacy(ByteOrder::Big));
+    // They are settled now.
+    s.done(WRITE_FEAT, &[0; 5]);
+    s.done(VDEV_RESET, &[]);
+    s.done(SET_VQ, &legacy_queue(0x4000, 4096, 0, 16));
+    s.done(WRITE_STATUS, &[7]);
+    assert_eq!(*s.state.features.lock().unwrap(), 0);
+}
+
+#[test]
+fn legacy_rings_lie_behind_each_other() {
+    let s = setup(None);
+    s.revision(0);
+    for (bad, why) in [
+        (legacy_queue(0x4000, 4096, 3, 16), "no such queue"),
+        (legacy_queue(0x4000, 4096, 0, 8), "smaller"),
+        (legacy_queue(0x4000, 4096, 0, 32), "larger"),
+        (legacy_queue(0x4000, 0, 0, 16), "no alignment"),
+        (legacy_queue(0x4000, 4095, 0, 16), "no power of two"),
+        (
+            legacy_queue(u64::MAX - 255, 4096, 0, 16),
+            "beyond addresses",
+        ),
+        (
+            legacy_queue(u64::MAX - 8191, 1 << 31, 0, 16),
+            "beyond, aligned",
+        ),
+    ] {
+        let (device, _, _) = s.run(SET_VQ, &bad);
+        assert_eq!(device, 0x0c | status::UNIT_CHECK, "{why}");
+    }
+    assert_eq!(s.run(SET_VQ, &[0; 15]).1, status::PROGRAM_CHECK);
+    s.done(WRITE_STATUS, &[3]);
+    // 16 descriptors are 256 bytes, and their available ring is 38; 256 are a
+    // page, and theirs is 518.
+    s.done(SET_VQ, &legacy_queue(0x4000, 64, 0, 16));
+    s.done(SET_VQ, &legacy_queue(0x6000, 4096, 1, 16));
+    s.done(SET_VQ, &legacy_queue(0x8000, 4096, 2, 256));
+    // Given up again.
+    s.done(SET_VQ, &legacy_queue(0, 0, 1, 0));
+    s.done(WRITE_STATUS, &[7]);
+    assert_eq!(
+        *s.state.rings.lock().unwrap(),
+        [[0x4000, 0x4100, 0x4140], [0x8000, 0x9000, 0xa000]]
+    );
+}
+
+/// Section 3.1.2: legacy drivers use queues before they set DRIVER_OK. So did
+/// Linux before 3.18.
+#[test]
+fn a_legacy_driver_uses_queues_before_driver_ok() {
+    let s = setup(None);
+    assert!(s.has_bells());
+    s.done(VDEV_RESET, &[]);
+    // Notifications come here from now on.
+    assert!(!s.has_bells());
+    s.done(SET_VQ, &legacy_queue(0x4000, 4096, 0, 16));
+    assert!(s.css.notify(ID, 0));
+    assert!(!s.state.is_active(), "nobody knows the device");
+    s.done(WRITE_STATUS, &[1]);
+    s.done(WRITE_STATUS, &[3]);
+    s.done(WRITE_FEAT, &[1, 0, 0, 0, 0]);
+    assert!(!s.state.is_active() && !s.has_bells());
+    assert!(s.css.notify(ID, 0));
+    assert!(s.state.is_active() && s.has_bells());
+    assert_eq!(*s.state.features.lock().unwrap(), 1);
+    assert!(s.css.notify(ID, 0));
+    assert_eq!(s.activations(), 1);
+    // A queue that comes later joins those that are at work.
+    s.done(SET_VQ, &legacy_queue(0x8000, 4096, 2, 256));
+    assert_eq!(s.activations(), 2);
+    let queues = s.state.queues.lock().unwrap().clone();
+    assert_eq!(queues, [(0, 16, 1), (2, 256, 0)]);
+    s.done(WRITE_STATUS, &[7]);
+    assert_eq!(s.activations(), 2);
+    s.done(SET_VQ, &legacy_queue(0, 0, 2, 0));
+    assert_eq!(s.state.queues.lock().unwrap().len(), 1);
+    s.done(VDEV_RESET, &[]);
+    assert!(!s.state.is_active() && !s.has_bells());
+    s.css.reset();
+    assert!(s.has_bells());
+}
+
+#[test]
+fn a_device_that_lacks_a_queue_waits_for_it() {
+    let s = setup(None);
+    s.state.needs_all.store(true, Ordering::SeqCst);
+    s.revision(0);
+    s.done(WRITE_STATUS, &[3]);
+    for (index, size) in [(0, 16), (1, 16), (2, 256)] {
+        assert!(s.css.notify(ID, 0));
+        assert!(!s.state.is_active());
+        let address = 0x4000 * u64::from(index + 1);
+        s.done(SET_VQ, &legacy_queue(address, 4096, index, size));
+    }
+    assert!(s.css.notify(ID, 1));
+    assert!(s.state.is_active());
+    // One that is broken does not start, until it is reset.
+    s.done(VDEV_RESET, &[]);
+    s.done(WRITE_STATUS, &[3]);
+    s.done(SET_VQ, &legacy_queue(1 << 40, 4096, 0, 16));
+    assert!(s.css.notify(ID, 0));
+    s.done(SET_VQ, &legacy_queue(0x4000, 4096, 0, 16));
+    s.done(SET_VQ, &legacy_queue(0x8000, 4096, 1, 16));
+    s.done(SET_VQ, &legacy_queue(0xc000, 4096, 2, 256));
+    assert!(s.css.notify(ID, 0));
+    s.done(WRITE_STATUS, &[7]);
+    assert!(!s.state.is_active());
+    s.done(WRITE_STATUS, &[0x83]);
+}
+
+/// A kernel that starts another one leaves it the device as it is.
+#[test]
+fn another_interface_starts_from_a_reset() {
+    let s = setup(None);
+    s.revision(0);
+    s.done(SET_VQ, &legacy_queue(0x4000, 4096, 0, 16));
+    s.done(WRITE_STATUS, &[7]);
+    assert!(s.state.is_active() && s.has_bells());
+    s.enable(false);
+    s.enable(true);
+    assert!(s.state.is_active());
+    s.revision(2);
+    assert!(!s.state.is_active() && s.has_bells());
+    assert_eq!(s.done(READ_STATUS, &[9]), [0]);
+    s.enable(false);
+    s.enable(true);
+    s.negotiate();
+    s.done(WRITE_STATUS, &[15]);
+    assert!(s.state.is_active());
+    let interface = *s.state.interface.lock().unwrap();
+    assert_eq!(interface, Interface::Modern);
 }

@@ -1,5 +1,7 @@
 //! Control messages about ports (virtio 1.2, section 5.3.6.2).
 
+use crate::byte_order::{ByteOrder, Number};
+
 /// Bytes of a message without what may follow it.
 pub(super) const LEN: usize = 8;
 
@@ -23,11 +25,11 @@ pub(super) enum FromDriver {
 
 impl FromDriver {
     /// The message in `raw`, unless it is of no interest.
-    pub(super) fn parse(raw: [u8; LEN]) -> Option<Self> {
+    pub(super) fn parse(raw: [u8; LEN], order: ByteOrder) -> Option<Self> {
         let [a, b, c, d, e, f, g, h] = raw;
-        let id = u32::from_le_bytes([a, b, c, d]);
-        let event = u16::from_le_bytes([e, f]);
-        let value = u16::from_le_bytes([g, h]);
+        let id = u32::of_bytes([a, b, c, d], order);
+        let event = u16::of_bytes([e, f], order);
+        let value = u16::of_bytes([g, h], order);
         match (event, value) {
             (DEVICE_READY, 1) => Some(Self::DeviceReady),
             (PORT_READY, 1) => Some(Self::PortReady(id)),
@@ -50,8 +52,13 @@ pub(super) struct Due {
 impl Due {
     /// Takes the next message about port `id`, whose name is `name`, in the
     /// order that drivers expect.
-    pub(super) fn next(&mut self, id: u32, name: Option<&str>) -> Option<Vec<u8>> {
-        let (event, value, name) = if std::mem::take(&mut self.add) {
+    pub(super) fn next(
+        &mut self,
+        id: u32,
+        name: Option<&str>,
+        order: ByteOrder,
+    ) -> Option<Vec<u8>> {
+        let (event, value, name): (u16, u16, _) = if std::mem::take(&mut self.add) {
             (PORT_ADD, 1, None)
         } else if std::mem::take(&mut self.console) {
             (CONSOLE_PORT, 1, None)
@@ -61,9 +68,9 @@ impl Due {
             (PORT_OPEN, u16::from(self.open.take()?), None)
         };
         let mut message = Vec::with_capacity(LEN);
-        message.extend(id.to_le_bytes());
-        message.extend(event.to_le_bytes());
-        message.extend(value.to_le_bytes());
+        message.extend(id.to_bytes(order));
+        message.extend(event.to_bytes(order));
+        message.extend(value.to_bytes(order));
         message.extend(name.unwrap_or_default().bytes());
         Some(message)
     }

@@ -7,8 +7,10 @@ use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 
 use super::control::{self, Due, FromDriver};
 use super::port::{Drain, HostInput, HostPort};
+use crate::byte_order::ByteOrder;
 use crate::fd;
 use crate::virtio::buffers::{BufferSet, Readable, Storage, Writable};
+use crate::virtio::ring::Chain;
 use crate::virtio::worker::{Context, Handler, WorkerQueue};
 
 /// Bytes that pass through a buffer of the worker at a time.
@@ -103,6 +105,8 @@ pub(super) struct PortsHandler {
     ports: Arc<[HostPort]>,
     drain: Arc<Drain>,
     states: Vec<PortState>,
+    /// Of control messages.
+    order: ByteOrder,
     storage: Storage,
 }
 
@@ -132,7 +136,12 @@ enum Read {
 }
 
 impl PortsHandler {
-    pub(super) fn new(ports: Arc<[HostPort]>, drain: Arc<Drain>, multiport: bool) -> Self {
+    pub(super) fn new(
+        ports: Arc<[HostPort]>,
+        drain: Arc<Drain>,
+        multiport: bool,
+        order: ByteOrder,
+    ) -> Self {
         let count = if multiport { ports.len() } else { 1 };
         let mut states: Vec<PortState> = Vec::new();
         states.resize_with(count, PortState::default);
@@ -144,6 +153,7 @@ impl PortsHandler {
             ports,
             drain,
             states,
+            order,
             storage: Storage::default(),
         }
     }
@@ -351,7 +361,8 @@ impl PortsHandler {
                     queue.complete(&mem, head, 0);
                     continue;
                 };
-                let message = state.due.next(id, host.name.as_deref()).unwrap_or_default();
+                let message = state.due.next(id, host.name.as_deref(), self.order);
+                let message = message.unwrap_or_default();
                 let written = buffers.writable(chain.writable).write(&message);
                 queue.complete(&mem, head, written as u32);
             }
@@ -374,7 +385,7 @@ impl PortsHandler {
                     let mut raw = [0; control::LEN];
                     let read = buffers.readable(chain.readable).read(&mut raw);
                     if read == control::LEN
-                        && let Some(message) = FromDriver::parse(raw)
+                        && let Some(message) = FromDriver::parse(raw, self.order)
                     {
                         opened.extend(self.told(message));
                     }
@@ -440,7 +451,7 @@ fn find(queues: &mut [WorkerQueue], role: Role) -> Option<&mut WorkerQueue> {
 fn next_writable<'m>(
     mem: &'m GuestMemoryMmap,
     queue: &mut WorkerQueue,
-) -> Option<(u16, virtio_queue::DescriptorChain<&'m GuestMemoryMmap>)> {
+) -> Option<(u16, Chain<'m>)> {
     loop {
         if let Some(chain) = queue.pop(mem) {
             return Some((chain.head_index(), chain));

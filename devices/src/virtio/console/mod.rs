@@ -11,13 +11,12 @@ use std::io;
 use std::sync::Arc;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
-use virtio_queue::QueueT;
 
 use self::handler::PortsHandler;
 use self::port::{Drain, HostInput, HostPort};
 pub use self::port::{OpenCallback, Outputs, Port};
 use super::worker::Worker;
-use super::{ActivateError, Activation, ActiveQueue, VirtioDevice, config};
+use super::{ActivateError, Activation, ActiveQueue, Interface, VirtioDevice, config};
 use crate::chardev::ConsoleInput;
 use crate::output::Output;
 
@@ -122,18 +121,22 @@ impl VirtioDevice for Console {
         &self.queue_sizes
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
+    fn has_legacy_interface(&self) -> bool {
+        true
+    }
+
+    fn read_config(&self, interface: Interface, offset: u64, data: &mut [u8]) {
         let (columns, rows) = self.size.unwrap_or_default();
-        let config = config::Layout::default()
-            .field(columns.to_le_bytes())
-            .field(rows.to_le_bytes())
-            .field((self.ports.len() as u32).to_le_bytes())
+        let config = config::Layout::new(interface.order())
+            .number(columns)
+            .number(rows)
+            .number(self.ports.len() as u32)
             .gap(4) // emerg_wr
             .done();
         config::read(&config, offset, data);
     }
 
-    fn write_config(&mut self, _: u64, _: &[u8]) {}
+    fn write_config(&mut self, _: Interface, _: u64, _: &[u8]) {}
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         for needed in 0..2 {
@@ -152,7 +155,12 @@ impl VirtioDevice for Console {
                 if let Some(mut stale) = stale {
                     stale.close_all();
                 }
-                PortsHandler::new(Arc::clone(&self.ports), Arc::clone(&self.drain), multiport)
+                PortsHandler::new(
+                    Arc::clone(&self.ports),
+                    Arc::clone(&self.drain),
+                    multiport,
+                    activation.interface.order(),
+                )
             }
         };
         self.drain.set_working(true);

@@ -1,6 +1,7 @@
 use super::*;
+use crate::byte_order::{ByteOrder, Number};
 use crate::output::tests::{Blocked, Captured, output};
-use crate::virtio::testing::{BUFFERS, Buf, Driver, END_OF_RAM, into, out};
+use crate::virtio::testing::{BUFFERS, Buf, Driver, END_OF_RAM, by_either_interface, into, out};
 use std::fs::File;
 use std::io::{Seek, Write};
 use std::os::fd::OwnedFd;
@@ -21,12 +22,13 @@ const CONTROL: u64 = BUFFERS + 0x8_0000;
 
 struct Setup {
     console: Console,
+    order: ByteOrder,
     driver: Driver,
     screen: Captured,
 }
 
 impl Setup {
-    fn new(ports: Vec<Port>) -> Self {
+    fn new(interface: Interface, ports: Vec<Port>) -> Self {
         let screen = Captured::default();
         let mut console = Console::new(
             "console0",
@@ -37,12 +39,13 @@ impl Setup {
             },
         )
         .unwrap();
-        let driver = Driver::new(console.queue_sizes());
+        let driver = Driver::with(console.queue_sizes(), interface);
         console
             .activate(driver.activation(console.features()))
             .unwrap();
         Self {
             console,
+            order: interface.order(),
             driver,
             screen,
         }
@@ -50,9 +53,9 @@ impl Setup {
 
     fn tell(&mut self, id: u32, event: u16, value: u16) {
         let mut raw = [0; 8];
-        raw[..4].copy_from_slice(&id.to_le_bytes());
-        raw[4..6].copy_from_slice(&event.to_le_bytes());
-        raw[6..].copy_from_slice(&value.to_le_bytes());
+        raw[..4].copy_from_slice(&id.to_bytes(self.order));
+        raw[4..6].copy_from_slice(&event.to_bytes(self.order));
+        raw[6..].copy_from_slice(&value.to_bytes(self.order));
         self.driver.write(CONTROL, &raw);
         self.driver.queues[CONTROL_TX].add(&[out(CONTROL, 8)]);
         assert_eq!(self.driver.queues[CONTROL_TX].run().1, 0);
@@ -64,8 +67,8 @@ impl Setup {
         self.driver.queues[CONTROL_RX].add(&[into(at, 100)]);
         let (_, len) = self.driver.queues[CONTROL_RX].run();
         let raw = self.driver.read(at, len as usize);
-        let short = |at: usize| u16::from_le_bytes([raw[at], raw[at + 1]]);
-        let id = u32::from_le_bytes(raw[..4].try_into().unwrap());
+        let short = |at: usize| u16::of_bytes([raw[at], raw[at + 1]], self.order);
+        let id = u32::of_bytes(raw[..4].try_into().unwrap(), self.order);
         let name = String::from_utf8(raw[8..].to_vec()).unwrap();
         (id, short(4), short(6), name)
     }
@@ -110,14 +113,31 @@ fn port(input: Option<OwnedFd>, output: Option<Arc<Output>>) -> Port {
     }
 }
 
-#[test]
-fn a_plain_console_prints_and_reads() {
-    let mut s = Setup::new(Vec::new());
+by_either_interface!(
+    a_plain_console_prints_and_reads,
+    typing_too_much_is_held_back_and_nothing_is_lost,
+    a_blocked_terminal_holds_up_the_guest_and_not_the_end,
+    an_end_can_wait_for_all_that_the_guest_has_written,
+    what_the_guest_said_last_counts,
+    ports_are_announced_opened_and_ended,
+    a_regular_file_is_read_to_its_end,
+    a_stream_waits_for_the_guest_to_have_room,
+    a_reset_forgets_who_had_opened_what,
+    a_driver_without_ports_gets_the_console,
+    hostile_drivers_get_nothing_out_of_it,
+);
+
+fn a_plain_console_prints_and_reads(interface: Interface) {
+    let mut s = Setup::new(interface, Vec::new());
     assert_eq!(s.console.features(), 1 << F_SIZE);
     assert_eq!(s.console.queue_sizes().len(), 2);
     let mut config = [0xff; 12];
-    s.console.read_config(0, &mut config);
-    assert_eq!(config, [132, 0, 43, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+    s.console.read_config(interface, 0, &mut config);
+    let expected: [u8; 12] = match interface {
+        Interface::Modern => [132, 0, 43, 0, 1, 0, 0, 0, 0, 0, 0, 0],
+        Interface::Legacy(_) => [0, 132, 0, 43, 0, 0, 0, 1, 0, 0, 0, 0],
+    };
+    assert_eq!(config, expected);
 
     s.driver.write(BUFFERS, b"hello, ");
     s.driver.write(BUFFERS + 100, b"world\n");
@@ -137,9 +157,8 @@ fn a_plain_console_prints_and_reads() {
     assert_eq!(s.driver.read(BUFFERS + 0x100, 4), b"ater");
 }
 
-#[test]
-fn typing_too_much_is_held_back_and_nothing_is_lost() {
-    let mut s = Setup::new(Vec::new());
+fn typing_too_much_is_held_back_and_nothing_is_lost(interface: Interface) {
+    let mut s = Setup::new(interface, Vec::new());
     let input = s.console.input();
     let typed: Vec<u8> = (0..20_000u32).map(|i| (i % 251) as u8).collect();
     let mut sent = input.push(&typed);
@@ -154,8 +173,7 @@ fn typing_too_much_is_held_back_and_nothing_is_lost() {
     assert_eq!(got, typed);
 }
 
-#[test]
-fn a_blocked_terminal_holds_up_the_guest_and_not_the_end() {
+fn a_blocked_terminal_holds_up_the_guest_and_not_the_end(interface: Interface) {
     let sink = Blocked::default();
     let options = ConsoleOptions {
         output: output(&sink),
@@ -163,7 +181,7 @@ fn a_blocked_terminal_holds_up_the_guest_and_not_the_end() {
         ports: Vec::new(),
     };
     let mut console = Console::new("console0", options).unwrap();
-    let mut driver = Driver::new(console.queue_sizes());
+    let mut driver = Driver::with(console.queue_sizes(), interface);
     console.activate(driver.activation(0)).unwrap();
     let text: Vec<u8> = (0..300_000u32).map(|i| (i % 253) as u8).collect();
     driver.write(BUFFERS, &text);
@@ -190,10 +208,9 @@ fn a_blocked_terminal_holds_up_the_guest_and_not_the_end() {
     assert_eq!(console.outputs().lost(), 0);
 }
 
-#[test]
-fn an_end_can_wait_for_all_that_the_guest_has_written() {
+fn an_end_can_wait_for_all_that_the_guest_has_written(interface: Interface) {
     let sink = Blocked::default();
-    let mut s = Setup::new(vec![port(None, Some(output(&sink)))]);
+    let mut s = Setup::new(interface, vec![port(None, Some(output(&sink)))]);
     let outputs = s.console.outputs();
     assert!(outputs.drain(Duration::from_secs(10)));
     // More than the output holds, in several chains.
@@ -212,9 +229,8 @@ fn an_end_can_wait_for_all_that_the_guest_has_written() {
     assert!(outputs.drain(Duration::from_secs(10)));
 }
 
-#[test]
-fn what_the_guest_said_last_counts() {
-    let mut s = Setup::new(Vec::new());
+fn what_the_guest_said_last_counts(interface: Interface) {
+    let mut s = Setup::new(interface, Vec::new());
     s.driver.write(BUFFERS, b"bye");
     s.driver.queues[TX].add(&[out(BUFFERS, 3)]);
     // No notification.
@@ -223,16 +239,18 @@ fn what_the_guest_said_last_counts() {
     assert_eq!(s.screen.bytes(), b"bye");
 }
 
-#[test]
-fn ports_are_announced_opened_and_ended() {
+fn ports_are_announced_opened_and_ended(interface: Interface) {
     let (host, guest) = UnixStream::pair().unwrap();
     let captured = Captured::default();
     let events = Arc::new(Mutex::new(Vec::new()));
     let log = Arc::clone(&events);
-    let mut s = Setup::new(vec![Port {
-        on_open: Some(Box::new(move |open| log.lock().unwrap().push(open))),
-        ..port(Some(guest.into()), Some(output(&captured)))
-    }]);
+    let mut s = Setup::new(
+        interface,
+        vec![Port {
+            on_open: Some(Box::new(move |open| log.lock().unwrap().push(open))),
+            ..port(Some(guest.into()), Some(output(&captured)))
+        }],
+    );
     assert_eq!(s.console.queue_sizes().len(), 6);
     s.set_up("org.crossvisor.io");
 
@@ -260,13 +278,12 @@ fn ports_are_announced_opened_and_ended() {
     assert_eq!(*events.lock().unwrap(), [true, false]);
 }
 
-#[test]
-fn a_regular_file_is_read_to_its_end() {
+fn a_regular_file_is_read_to_its_end(interface: Interface) {
     let content: Vec<u8> = (0..100_000u32).map(|i| (i % 241) as u8).collect();
     let mut file: File = tempfile::tempfile().unwrap();
     file.write_all(&content).unwrap();
     file.rewind().unwrap();
-    let mut s = Setup::new(vec![port(Some(file.into()), None)]);
+    let mut s = Setup::new(interface, vec![port(Some(file.into()), None)]);
     s.set_up("org.crossvisor.io");
     s.tell(1, 6, 1);
     let mut got = Vec::new();
@@ -279,10 +296,9 @@ fn a_regular_file_is_read_to_its_end() {
     assert_eq!(s.told(), (1, 6, 0, String::new()));
 }
 
-#[test]
-fn a_stream_waits_for_the_guest_to_have_room() {
+fn a_stream_waits_for_the_guest_to_have_room(interface: Interface) {
     let (host, guest) = UnixStream::pair().unwrap();
-    let mut s = Setup::new(vec![port(Some(guest.into()), None)]);
+    let mut s = Setup::new(interface, vec![port(Some(guest.into()), None)]);
     s.set_up("org.crossvisor.io");
     s.tell(1, 6, 1);
     let content: Vec<u8> = (0..500_000u32).map(|i| (i % 239) as u8).collect();
@@ -298,14 +314,13 @@ fn a_stream_waits_for_the_guest_to_have_room() {
     s.print(PORT_TX, b"into the void");
 }
 
-#[test]
-fn a_reset_forgets_who_had_opened_what() {
+fn a_reset_forgets_who_had_opened_what(interface: Interface) {
     let (host, guest) = UnixStream::pair().unwrap();
-    let mut s = Setup::new(vec![port(Some(guest.into()), None)]);
+    let mut s = Setup::new(interface, vec![port(Some(guest.into()), None)]);
     s.set_up("org.crossvisor.io");
     s.tell(1, 6, 1);
     s.console.deactivate();
-    s.driver = Driver::new(s.console.queue_sizes());
+    s.driver = Driver::with(s.console.queue_sizes(), interface);
     s.console
         .activate(s.driver.activation(s.console.features()))
         .unwrap();
@@ -317,11 +332,10 @@ fn a_reset_forgets_who_had_opened_what() {
     assert_eq!(s.driver.queues[PORT_RX].wait().1, 4);
 }
 
-#[test]
-fn a_driver_without_ports_gets_the_console() {
-    let mut s = Setup::new(vec![port(None, None)]);
+fn a_driver_without_ports_gets_the_console(interface: Interface) {
+    let mut s = Setup::new(interface, vec![port(None, None)]);
     s.console.deactivate();
-    s.driver = Driver::new(&[64, 64]);
+    s.driver = Driver::with(&[64, 64], interface);
     s.console.activate(s.driver.activation(0)).unwrap();
     s.print(TX, b"plain");
     s.flush();
@@ -335,9 +349,8 @@ fn a_driver_without_ports_gets_the_console() {
     ));
 }
 
-#[test]
-fn hostile_drivers_get_nothing_out_of_it() {
-    let mut s = Setup::new(vec![port(None, None)]);
+fn hostile_drivers_get_nothing_out_of_it(interface: Interface) {
+    let mut s = Setup::new(interface, vec![port(None, None)]);
     // Messages about ports that do not exist, unknown, short and empty ones.
     for (id, event, value) in [
         (2, 3, 1),

@@ -21,8 +21,9 @@ use self::control::ControlHandler;
 pub use self::mac::mac_for;
 use self::pair::PairHandler;
 use super::worker::Worker;
-use super::{ActivateError, Activation, ActiveQueue, VirtioDevice, config};
-use crate::tap::{HEADER_LEN, Offloads, Tap};
+use super::{ActivateError, Activation, ActiveQueue, Interface, VirtioDevice, config};
+use crate::byte_order::ByteOrder;
+use crate::tap::{Header, Offloads, Tap};
 
 /// Queues of a pair: one to receive, one to transmit.
 const PAIR: usize = 2;
@@ -30,7 +31,7 @@ const PAIR: usize = 2;
 const CONTROL_QUEUE_SIZE: u16 = 64;
 /// The largest packet with its Ethernet header (section 5.1.6.3.1), behind the
 /// virtio-net header.
-const MAX_GSO_FRAME: usize = HEADER_LEN + 65_550;
+const MAX_GSO_FRAME: usize = Header::MAX + 65_550;
 /// Ethernet header and a VLAN tag.
 const FRAME_OVERHEAD: usize = 14 + 4;
 
@@ -51,6 +52,8 @@ pub struct Net {
     name: String,
     backend: Arc<Backend>,
     options: NetOptions,
+    /// The address as the driver sees it.
+    mac: [u8; 6],
     queue_sizes: Vec<u16>,
     features: u64,
     /// No driver has used it since it was made or reset.
@@ -124,6 +127,7 @@ impl Net {
         Ok(Self {
             name: name.to_owned(),
             backend: Arc::new(Backend { tap, gates }),
+            mac: options.mac,
             options,
             queue_sizes,
             features,
@@ -134,12 +138,12 @@ impl Net {
     }
 
     /// The configuration space (section 5.1.4).
-    fn config(&self) -> Vec<u8> {
-        config::Layout::default()
-            .field(self.options.mac)
-            .field((VIRTIO_NET_S_LINK_UP as u16).to_le_bytes())
-            .field((self.backend.gates.len() as u16).to_le_bytes())
-            .field(self.options.mtu.unwrap_or(0).to_le_bytes())
+    fn config(&self, order: ByteOrder) -> Vec<u8> {
+        config::Layout::new(order)
+            .bytes(self.mac)
+            .number(VIRTIO_NET_S_LINK_UP as u16)
+            .number(self.backend.gates.len() as u16)
+            .number(self.options.mtu.unwrap_or(0))
             .done()
     }
 
@@ -156,6 +160,7 @@ impl Net {
             ControlHandler::new(
                 Arc::clone(&self.backend),
                 has(activation.features, VIRTIO_NET_F_MQ),
+                activation.interface.order(),
             ),
         )
     }
@@ -183,14 +188,29 @@ impl VirtioDevice for Net {
         &self.queue_sizes
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        config::read(&self.config(), offset, data);
+    fn has_legacy_interface(&self) -> bool {
+        true
     }
 
-    fn write_config(&mut self, _: u64, _: &[u8]) {}
+    fn read_config(&self, interface: Interface, offset: u64, data: &mut [u8]) {
+        config::read(&self.config(interface.order()), offset, data);
+    }
+
+    /// A legacy driver sets its address here (section 5.1.4.3). No packet is
+    /// filtered by it, so that it changes nothing but what can be read.
+    fn write_config(&mut self, interface: Interface, offset: u64, data: &[u8]) {
+        if interface.is_legacy() {
+            for (position, value) in config::written(offset, data, 0, self.mac.len()) {
+                if let Some(byte) = self.mac.get_mut(position) {
+                    *byte = value;
+                }
+            }
+        }
+    }
 
     fn reset(&mut self) {
         self.fresh = true;
+        self.mac = self.options.mac;
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
@@ -201,7 +221,15 @@ impl VirtioDevice for Net {
             }
         }
         let features = activation.features & self.features;
+        let mergeable = has(features, VIRTIO_NET_F_MRG_RXBUF);
+        let header = Header {
+            // Section 5.1.6.1: legacy drivers that have no use for the number of
+            // buffers leave it out.
+            counts_buffers: mergeable || !activation.interface.is_legacy(),
+            order: activation.interface.order(),
+        };
         let tap = &self.backend.tap;
+        tap.set_header(header)?;
         tap.set_offloads(Offloads {
             checksum: has(features, VIRTIO_NET_F_GUEST_CSUM),
             tso4: has(features, VIRTIO_NET_F_GUEST_TSO4),
@@ -223,7 +251,7 @@ impl VirtioDevice for Net {
         let max_frame = 1 + if large {
             MAX_GSO_FRAME
         } else {
-            HEADER_LEN + FRAME_OVERHEAD + tap.mtu() as usize
+            header.bytes() + FRAME_OVERHEAD + tap.mtu() as usize
         };
         // The control queue comes after the pairs that the driver knows of.
         let pairs = if has(features, VIRTIO_NET_F_MQ) {
@@ -249,7 +277,8 @@ impl VirtioDevice for Net {
                 PairHandler::new(
                     Arc::clone(&self.backend),
                     pair,
-                    has(features, VIRTIO_NET_F_MRG_RXBUF),
+                    mergeable,
+                    header,
                     max_frame,
                 ),
             )?);

@@ -9,8 +9,9 @@ use std::sync::{Arc, PoisonError};
 use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 
 use super::{Backend, FRAME_OVERHEAD, Gate, MAX_GSO_FRAME, PAIR};
+use crate::byte_order::Number;
 use crate::fd;
-use crate::tap::HEADER_LEN;
+use crate::tap::Header;
 use crate::virtio::buffers::{BufferSet, Storage, Writable};
 use crate::virtio::worker::{Context, Handler, WorkerQueue};
 
@@ -30,6 +31,7 @@ pub(super) struct PairHandler {
     pair: usize,
     /// Whether a packet may be spread over several chains.
     mergeable: bool,
+    header: Header,
     /// More than the largest packet that the tap is to give, with its header.
     max_frame: usize,
     storage: Storage,
@@ -69,12 +71,14 @@ impl PairHandler {
         backend: Arc<Backend>,
         pair: usize,
         mergeable: bool,
+        header: Header,
         max_frame: usize,
     ) -> Self {
         Self {
             backend,
             pair,
             mergeable,
+            header,
             max_frame,
             storage: Storage::default(),
             taken: Vec::new(),
@@ -319,8 +323,11 @@ impl PairHandler {
                 break;
             }
         }
-        let (_, mut num_buffers) = self.target(buffers).split_at(NUM_BUFFERS);
-        num_buffers.write(&(self.used.len() as u16).to_le_bytes());
+        if self.header.counts_buffers {
+            let (_, mut num_buffers) = self.target(buffers).split_at(NUM_BUFFERS);
+            let count = self.used.len() as u16;
+            num_buffers.write(&count.to_bytes(self.header.order));
+        }
         self.taken.drain(..self.used.len());
         queue.complete_together(mem, &self.used);
     }
@@ -338,7 +345,7 @@ impl PairHandler {
             match buffers.add(chain) {
                 Ok(chain) => {
                     let packet = buffers.readable(chain.readable);
-                    if (HEADER_LEN..=MAX_TX).contains(&packet.len()) {
+                    if (self.header.bytes()..=MAX_TX).contains(&packet.len()) {
                         // A packet that the host does not take is lost, as on
                         // any network.
                         let _ = packet.write_to(tap);

@@ -3,7 +3,8 @@
 
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 
-use super::super::transport::{QueueArea, QueueConfig, Transport, high, low};
+use super::super::queue_config::{QueueArea, QueueConfig};
+use super::super::transport::{Transport, high, low};
 use super::interrupt::PciInterrupt;
 
 /// Size of the structure, in bytes.
