@@ -72,6 +72,10 @@ pub struct MachineArgs {
     /// Virtio transport [default: the architecture's own]
     #[arg(long, value_enum)]
     pub transport: Option<TransportArg>,
+    /// Offer virtio devices by the legacy interface alone, as before virtio 1.0
+    /// (s390x)
+    #[arg(long)]
+    pub virtio_legacy: bool,
     /// Which device the guest's console is
     #[arg(long, value_enum, default_value_t = ConsoleArg::Serial)]
     pub console: ConsoleArg,
@@ -124,6 +128,7 @@ impl MachineArgs {
                 TransportArg::Mmio => Transport::Mmio,
                 TransportArg::Ccw => Transport::Ccw,
             }),
+            virtio_legacy: self.virtio_legacy,
             console: match self.console {
                 ConsoleArg::Serial => Console::Native,
                 ConsoleArg::Virtio => Console::Virtio,

@@ -172,6 +172,10 @@ fn option_values(lab: &Lab) -> Result {
             refuses(lab, run(&["--transport", other]), &has)?;
         }
     }
+    for transport in guests.transports.iter().filter(|name| **name != "ccw") {
+        let run = run(&["--virtio-legacy", "--transport", transport]);
+        refuses(lab, run, &["--virtio-legacy", transport, "ccw"])?;
+    }
     let (mmu, why) = lab.machine().other_mmu();
     refuses(lab, run(&["--mmu", mmu]), &["--mmu", mmu, why])?;
     refuses(

@@ -28,7 +28,7 @@ const MIB: usize = 1 << 20;
 
 /// Bits of virtio-blk's features (virtio 1.2, section 5.2.3) and of the queues
 /// (section 6).
-mod feature {
+pub mod feature {
     pub const READ_ONLY: usize = 5;
     pub const FLUSH: usize = 9;
     pub const SEVERAL_QUEUES: usize = 12;

@@ -16,7 +16,12 @@ use crate::tap;
 
 /// The tests of this theme.
 pub const TESTS: &[Test] = &[
-    test("net-ping-and-bulk-on-queues", 240, queues).about(Difference::Interrupts),
+    test("net-ping-and-bulk-on-queues", 240, |lab| queues(lab, &[])).about(Difference::Interrupts),
+    test("net-by-the-legacy-interface", 240, |lab| {
+        queues(lab, &["--virtio-legacy"])
+    })
+    .on(|m| m.has_transport("ccw"))
+    .once(),
     test("net-tap-made-for-the-vm", 200, made).once().common(),
 ];
 
@@ -30,6 +35,7 @@ mod feature {
     pub const HOST_TSO4: usize = 11;
     pub const HOST_TSO6: usize = 12;
     pub const SEVERAL_QUEUES: usize = 22;
+    pub const VERSION_1: usize = 32;
 }
 
 /// The largest Ethernet frame without segmentation offload.
@@ -40,8 +46,9 @@ const STREAMS: u64 = 4;
 const MEBIBYTES: u64 = 8;
 
 /// A tap of the user's with two queue pairs: pings both ways, then TCP both ways
-/// over both queues, in frames larger than a wire would carry.
-fn queues(lab: &Lab) -> Result {
+/// over both queues, in frames larger than a wire would carry. The devices are
+/// those of virtio 1, unless `arguments` have them otherwise.
+fn queues(lab: &Lab, arguments: &[&str]) -> Result {
     let _tap = UserTap::make(lab, "cvtest0", "10.9.1.1/24", true)?;
     let listener = TcpListener::bind("10.9.1.1:0").at("a socket on the tap")?;
     let address = listener.local_addr().at("a socket on the tap")?;
@@ -65,6 +72,7 @@ fn queues(lab: &Lab) -> Result {
         .run()
         .args(&["--cpus", "2"])
         .args(&["--net", "tap=cvtest0,mac=52:54:00:0a:0b:0c,queues=2"])
+        .args(arguments)
         .exec_with_tool(&script)
         .limit(200)
         .start()?;
@@ -120,6 +128,11 @@ fn queues(lab: &Lab) -> Result {
             format!("{name} was not negotiated: {bits}")
         })?;
     }
+    equal(
+        "virtio 1",
+        is_set(bits, feature::VERSION_1),
+        !arguments.contains(&"--virtio-legacy"),
+    )?;
     let total = (STREAMS * MEBIBYTES) << 20;
     for way in ["tx", "rx"] {
         let bytes = number(&out, &format!("{way}_bytes"))?;

@@ -2,6 +2,8 @@
 //! under each interrupt controller.
 
 use crate::check::{Result, contains, ensure, equal, fail, number, value};
+use crate::crossvisor::Output;
+use crate::disk::{feature, is_set};
 use crate::lab::{Lab, text};
 use crate::machines::Difference;
 use crate::runner::{Test, test};
@@ -15,6 +17,9 @@ pub const TESTS: &[Test] = &[
         .on(|m| m.has_transport("pci"))
         .about(Difference::Interrupts),
     test("ccw", 150, ccw).on(|m| m.has_transport("ccw")).once(),
+    test("ccw-legacy-interface", 200, legacy)
+        .on(|m| m.has_transport("ccw"))
+        .once(),
     test("mmio", 150, mmio)
         .on(|m| m.has_transport("mmio"))
         .about(Difference::Interrupts),
@@ -67,15 +72,17 @@ const SCRIPT: &str = "
 
 /// Runs [`SCRIPT`] with `arguments`; what the guest said.
 fn guest(lab: &Lab, arguments: &[&str]) -> Result<String> {
-    guest_with(lab, arguments, "")
+    Ok(guest_with(lab, arguments, "")?.out())
 }
 
 /// The same with `more` of a script behind it.
-fn guest_with(lab: &Lab, arguments: &[&str], more: &str) -> Result<String> {
+fn guest_with(lab: &Lab, arguments: &[&str], more: &str) -> Result<Output> {
     let disk = lab.image("disk.img", 51, MIB)?;
-    let run = lab.run().args(&["--disk", &text(&disk)]).args(arguments);
+    let disk_argument = format!("{},serial=S-1", text(&disk));
+    let run = lab.run().args(&["--disk", &disk_argument]).args(arguments);
     let script = format!("{SCRIPT}{more}");
-    let out = run.exec_with_tool(&script).output()?.succeeds()?;
+    let output = run.stdin(b"typed\n").exec_with_tool(&script).output()?;
+    let out = output.succeeds()?;
     contains("source of entropy", value(&out, "source")?, "virtio_rng")?;
     let (first, second) = (value(&out, "first")?, value(&out, "second")?);
     equal("hexadecimal digits of entropy", first.len(), 64)?;
@@ -98,7 +105,7 @@ fn guest_with(lab: &Lab, arguments: &[&str], more: &str) -> Result<String> {
         (found.len(), wrong),
         (MIB, None),
     )?;
-    Ok(out)
+    Ok(output)
 }
 
 fn pci(lab: &Lab) -> Result {
@@ -143,11 +150,70 @@ const MACHINE: &str = "
     echo units=$(cat /sys/bus/ccw/devices/*/cutype | sort)
     echo path=$(cat /sys/devices/css0/chp0.00/type /sys/devices/css0/chp0.00/status)";
 
+/// What was negotiated with each virtio device: its type and the feature bits.
+const FEATURES: &str = "
+    for device in /sys/bus/virtio/devices/*; do
+        echo negotiated $(cat $device/device $device/features)
+    done";
+
+/// Checks for each virtio device whether virtio 1 was negotiated.
+fn negotiated(out: &str, version_1: bool) -> Result {
+    let devices = out
+        .lines()
+        .filter_map(|line| line.strip_prefix("negotiated "));
+    let bits: Vec<&str> = devices.filter_map(|line| line.split(' ').nth(1)).collect();
+    equal("devices with features", bits.len(), 3)?;
+    ensure(
+        bits.iter()
+            .all(|bits| is_set(bits, feature::VERSION_1) == version_1),
+        || format!("virtio 1 should be {version_1}:\n{out}"),
+    )?;
+    // Indirect descriptors and event indices are in use either way.
+    let rings = [feature::INDIRECT, feature::EVENT_INDEX];
+    ensure(
+        bits.iter()
+            .all(|bits| rings.iter().all(|bit| is_set(bits, *bit))),
+        || format!("the rings' features are missing:\n{out}"),
+    )
+}
+
+/// More of the disk, whose numbers are in the guest's byte order: its size, its
+/// serial number, and a request with segments. And the console, both ways.
+const LEGACY: &str = "
+    echo serial=$(cat /sys/block/vda/serial)
+    echo sectors=$(cat /sys/block/vda/size)
+    echo cache=$(cat /sys/block/vda/queue/write_cache)
+    tool zero /dev/vda 65536 131072
+    tool check /dev/vda 0 65536 52
+    tool write /dev/vda 0 1048576 52
+    echo consoles=$(cat /proc/consoles)
+    echo said on hvc0 > /dev/hvc0
+    read line; echo line=$line";
+
+/// Devices that offer nothing but the interface from before virtio 1.0, where all
+/// is in the guest's byte order: disk, console with its ports, entropy. The
+/// network is in another test.
+fn legacy(lab: &Lab) -> Result {
+    let more = format!("{LEGACY}{FEATURES}");
+    let arguments = ["--virtio-legacy", "--console", "virtio", "--cpus", "2"];
+    let output = guest_with(lab, &arguments, &more)?;
+    let out = output.out();
+    negotiated(&out, false)?;
+    equal("serial number", value(&out, "serial")?, "S-1")?;
+    equal("the disk in sectors", number(&out, "sectors")?, 2048)?;
+    equal("write cache", value(&out, "cache")?, "write back")?;
+    contains("consoles", value(&out, "consoles")?, "hvc0")?;
+    equal("standard input", value(&out, "line")?, "typed")?;
+    contains("the console", &output.errors(), "said on hvc0\n")
+}
+
 /// Devices are behind subchannels, and interrupt by an adapter's indicators
 /// rather than by their subchannels. The guest was loaded from its disk, as far
 /// as it can tell.
 fn ccw(lab: &Lab) -> Result {
-    let out = guest_with(lab, &["--transport", "ccw", "--cpus", "2"], MACHINE)?;
+    let more = format!("{MACHINE}{FEATURES}");
+    let out = guest_with(lab, &["--transport", "ccw", "--cpus", "2"], &more)?.out();
+    negotiated(&out, true)?;
     let place = value(&out, "where")?;
     let (kind, device) = value(&out, "ipl")?.split_once(' ').unwrap_or_default();
     equal("how it was loaded", kind, "ccw")?;

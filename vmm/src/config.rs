@@ -30,6 +30,9 @@ pub struct VmConfig {
     pub mmu: Option<String>,
     /// Virtio transport; `None` is the architecture's native one.
     pub transport: Option<Transport>,
+    /// Whether devices offer the legacy interface and no other, as before virtio
+    /// 1.0.
+    pub virtio_legacy: bool,
     /// Which device the guest's console is.
     pub console: Console,
     /// Disks, in the order the guest sees them.
@@ -54,6 +57,7 @@ impl Default for VmConfig {
             irqchip: None,
             mmu: None,
             transport: None,
+            virtio_legacy: false,
             console: Console::Native,
             disks: Vec::new(),
             nets: Vec::new(),

@@ -365,26 +365,59 @@ pub fn one_mmu(config: &VmConfig) -> Result<()> {
 /// The transport that `config` asks for, or else `native`.
 ///
 /// # Errors
-/// The machine has no such transport; the message lists `supported`.
+/// The machine has no such transport, and the message lists `supported`; or the
+/// transport has no legacy interface, which is asked for.
 pub fn transport(
     config: &VmConfig,
     native: Transport,
     supported: &[Transport],
 ) -> Result<Transport> {
     let chosen = config.transport.unwrap_or(native);
-    if supported.contains(&chosen) {
-        return Ok(chosen);
+    let name = |transport: &Transport| format!("{transport:?}").to_lowercase();
+    if !supported.contains(&chosen) {
+        let names: Vec<String> = supported.iter().map(name).collect();
+        return Err(Error::config(
+            "--transport",
+            format!(
+                "this machine has no {} transport; it has {}",
+                name(&chosen),
+                names.join(" and ")
+            ),
+        ));
     }
-    let names: Vec<String> = supported
-        .iter()
-        .map(|transport| format!("{transport:?}").to_lowercase())
-        .collect();
-    Err(Error::config(
-        "--transport",
-        format!(
-            "this machine has no {} transport; it has {}",
-            format!("{chosen:?}").to_lowercase(),
-            names.join(" and ")
-        ),
-    ))
+    if config.virtio_legacy && chosen != Transport::Ccw {
+        return Err(Error::config(
+            "--virtio-legacy",
+            format!(
+                "devices over {} have no legacy interface, as those over ccw do (s390x); leave \
+                 the option out",
+                name(&chosen)
+            ),
+        ));
+    }
+    Ok(chosen)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_legacy_interface_is_there_on_channels_only() {
+        let all = [Transport::Pci, Transport::Mmio, Transport::Ccw];
+        let choose = |transport| {
+            let config = VmConfig {
+                transport,
+                virtio_legacy: true,
+                ..VmConfig::default()
+            };
+            super::transport(&config, Transport::Pci, &all)
+        };
+        assert_eq!(choose(Some(Transport::Ccw)).unwrap(), Transport::Ccw);
+        for (chosen, name) in [(None, "pci"), (Some(Transport::Mmio), "mmio")] {
+            let error = choose(chosen).unwrap_err().to_string();
+            assert!(error.contains("--virtio-legacy"), "{error}");
+            assert!(error.contains(name) && error.contains("ccw"), "{error}");
+        }
+    }
 }

@@ -204,6 +204,11 @@ impl Resources {
         self.config.hugepages
     }
 
+    /// Whether virtio devices have the legacy interface alone.
+    pub(crate) fn virtio_legacy(&self) -> bool {
+        self.config.virtio_legacy
+    }
+
     /// Whether the guest's console is the machine's own device.
     pub(crate) fn console_is_native(&self) -> bool {
         self.config.console == Console::Native

@@ -235,18 +235,26 @@ fn place_virtio(
                     .map_err(|source| Error::io(planned.name.clone(), source))?;
                 wiring.place_at(range, Arc::new(transport))?;
             }
-            Slot::Ccw { devno } => place_virtio_ccw(wiring, routes, made.device, devno)?,
+            Slot::Ccw { devno } => {
+                let newest = match resources.virtio_legacy() {
+                    true => ccw::LEGACY,
+                    false => ccw::NEWEST,
+                };
+                place_virtio_ccw(wiring, routes, made.device, devno, newest)?;
+            }
         }
     }
     Ok(outputs)
 }
 
-/// Puts a virtio device behind a subchannel. It gets a vector for each queue.
+/// Puts a virtio device behind a subchannel, with revisions up to `newest`. It
+/// gets a vector for each queue.
 fn place_virtio_ccw(
     wiring: &mut Wiring,
     routes: &Arc<Routes>,
     device: Box<dyn VirtioDevice>,
     devno: u16,
+    newest: u16,
 ) -> Result<()> {
     let Some(css) = wiring.channel_subsystem.clone() else {
         return Err(Error::Boot(
@@ -264,7 +272,7 @@ fn place_virtio_ccw(
         &subchannel,
         Some(vectors),
         wiring.doorbells(),
-        ccw::NEWEST,
+        newest,
     )
     .map_err(failed)?;
     Ok(())
