@@ -84,7 +84,11 @@ impl Presser {
         let order = Ordering::AcqRel;
         // At the most, one more would tell the guest nothing.
         let _ = self.presses.fetch_update(order, Ordering::Acquire, more);
-        self.pressed.write(1)
+        match self.pressed.write(1) {
+            // Full: the thread has been told and not yet listened.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            told => told,
+        }
     }
 }
 
