@@ -3,6 +3,8 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use rustix::process::Signal;
+
 use crate::check::{At, Result, contains, ensure, equal, fail, value};
 use crate::lab::{Lab, text};
 use crate::runner::{Test, test};
@@ -18,6 +20,7 @@ pub const TESTS: &[Test] = &[
     test("kernel-log", 150, kernel_log)
         .on(|m| m.arch() == "ppc64le")
         .once(),
+    test("sigterm-while-booting", 150, sigterm_early).on(|m| m.irqchip("xive").is_some()),
 ];
 
 /// A guest of a few instructions that never leaves the byte order in which a
@@ -215,6 +218,16 @@ fn clock_set(lab: &Lab) -> Result {
         echo now=$(date -u '+%Y-%m-%d')";
     let out = lab.run_quietly().exec(script).output()?.succeeds()?;
     equal("the date that was set", value(&out, "now")?, "2031-02-03")
+}
+
+/// SIGTERM powers a guest off that does not listen to its power button yet: of a XIVE
+/// the source drops what comes then.
+fn sigterm_early(lab: &Lab) -> Result {
+    let mut run = lab.run().start()?;
+    run.expect("Linux version")?;
+    run.signal(Signal::TERM)?;
+    run.finish()?.succeeds()?;
+    Ok(())
 }
 
 /// What Linux warns of on any partition that has none of it: virtual functions,
