@@ -1,7 +1,7 @@
 //! What only pseries machines have: guests of the other byte order, a clock that
 //! firmware sets, much that Linux warns of where it is not as firmware has it.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::process::Signal;
 
@@ -20,6 +20,7 @@ pub const TESTS: &[Test] = &[
     test("kernel-log", 150, kernel_log)
         .on(|m| m.arch() == "ppc64le")
         .once(),
+    test("xics-takes-few-processors", 150, few_processors).on(|m| m.irqchip("xive").is_some()),
     test("sigterm-while-booting", 150, sigterm_early).on(|m| m.irqchip("xive").is_some()),
 ];
 
@@ -230,6 +231,39 @@ fn sigterm_early(lab: &Lab) -> Result {
     Ok(())
 }
 
+/// The virtual processors that KVM's XICS takes of the machine's XIVE are as many as
+/// the guest has, not the 2048 of the largest: those of two guests are close by.
+fn few_processors(lab: &Lab) -> Result {
+    lab.host("mount -t debugfs none /sys/kernel/debug 2> /dev/null; cd /sys/kernel/debug/kvm")?;
+    let start = || lab.run().args(&["--irqchip", "xics"]).start();
+    let _guests = [start()?, start()?];
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let processors = loop {
+        let shown = lab.host("cat /sys/kernel/debug/kvm/*/xive 2> /dev/null; true")?;
+        let found = processors(&shown);
+        if found.len() >= 2 || Instant::now() > deadline {
+            break found;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    let [first, second] = processors[..] else {
+        return fail(format!("two guests have the processors {processors:x?}"));
+    };
+    ensure(first.abs_diff(second) < 2048, || {
+        format!("the guests' processors are {first:#x} and {second:#x}")
+    })
+}
+
+/// The numbers in `VCPU 0: VP:0x400/00`, as KVM's debugfs has it.
+fn processors(text: &str) -> Vec<u64> {
+    let numbers = text.lines().filter_map(|line| {
+        let (_, number) = line.split_once("VP:0x")?;
+        let (number, _) = number.split_once('/')?;
+        u64::from_str_radix(number, 16).ok()
+    });
+    numbers.collect()
+}
+
 /// What Linux warns of on any partition that has none of it: virtual functions,
 /// and a key store of the platform's.
 const WARNED_OF: [&str; 2] = ["SR-IOV", "plpks"];
@@ -300,6 +334,12 @@ mod tests {
         assert_eq!(number_in(&tree, "other"), Some(0x22));
         assert_eq!(number_in(&tree, "power"), None);
         assert_eq!(number_in(&tree[..20], "other"), None);
+    }
+
+    #[test]
+    fn processors_are_found_in_what_kvm_shows() {
+        let text = "=========\nVCPU state\n=========\nVCPU 0: VP:0x480/02\n    CPPR:0x0\n";
+        assert_eq!(processors(text), [0x480]);
     }
 
     #[test]
