@@ -44,9 +44,7 @@ pub(super) fn table(plan: &Plan) -> Vec<u8> {
     let s5 = Package::new(vec![&acpi_power::SLEEP_TYPE_S5, &ZERO, &ZERO, &ZERO]);
     Name::new(path("\\_S5_"), &s5).to_aml_bytes(&mut body);
 
-    let mut dsdt = sdt(b"DSDT", 6);
-    dsdt.append_slice(&body);
-    dsdt.as_slice().to_vec()
+    sdt(b"DSDT", 6, &body)
 }
 
 /// AML that is there already.

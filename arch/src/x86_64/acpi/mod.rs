@@ -35,6 +35,9 @@ const BOOT_ARCH_NO_VGA: u16 = 1 << 2;
 /// The CMOS register of the century.
 const CMOS_CENTURY: u8 = 0x32;
 
+/// Bytes of the header that all tables but the RSDP have.
+const SDT_HEADER: usize = 36;
+
 /// What tables are aligned to, in bytes.
 const ALIGNMENT: usize = 16;
 
@@ -111,8 +114,21 @@ fn bytes(table: &dyn Aml) -> Vec<u8> {
     bytes
 }
 
-fn sdt(signature: &[u8; 4], revision: u8) -> Sdt {
-    Sdt::new(*signature, 36, revision, OEM_ID, OEM_TABLE_ID, OEM_REVISION)
+/// A table of `body` behind the header that all have (section 5.2.6).
+fn sdt(signature: &[u8; 4], revision: u8, body: &[u8]) -> Vec<u8> {
+    // Its length is given at once: what acpi_tables appends to a table it adds to
+    // the length in the byte order of this machine.
+    let length = (SDT_HEADER + body.len()) as u32;
+    let mut sdt = Sdt::new(
+        *signature,
+        length,
+        revision,
+        OEM_ID,
+        OEM_TABLE_ID,
+        OEM_REVISION,
+    );
+    sdt.write_bytes(SDT_HEADER, body);
+    sdt.as_slice().to_vec()
 }
 
 /// Fixed ACPI Description Table (section 5.2.9).
@@ -149,7 +165,6 @@ fn fadt(dsdt: u64) -> Vec<u8> {
 /// vCPU, whose ID is the vCPU's number, and one I/O APIC whose pins are the
 /// GSIs. No 8259s (PCAT_COMPAT is off), so nothing is overridden.
 fn madt(cpus: u32) -> Vec<u8> {
-    let mut madt = sdt(b"APIC", 5);
     let mut body: Vec<u8> = Vec::new();
     body.dword(layout::LOCAL_APIC.base as u32);
     body.dword(0);
@@ -165,8 +180,7 @@ fn madt(cpus: u32) -> Vec<u8> {
     body.dword(0);
     // Local APIC NMI (5.2.12.7): all processors, bus's polarity, LINT1.
     body.vec(&[4, 6, 0xff, 0, 0, 1]);
-    madt.append_slice(&body);
-    madt.as_slice().to_vec()
+    sdt(b"APIC", 5, &body)
 }
 
 /// PCI Express memory mapped configuration table (PCI Firmware Specification
