@@ -25,7 +25,8 @@ use super::xive::Xive;
 
 /// The most RAM: where PCI begins.
 const RAM_MAX: u64 = 32 << 40;
-/// The least RAM. Debian's kernel starts in 96 MiB and more; smaller ones need less.
+/// The least RAM. Debian's kernels start in 96 MiB and more, in 128 with pages of 64
+/// KiB; smaller ones need less.
 pub const RAM_MIN: u64 = 64 << 20;
 
 const PCI_MMIO32: PciWindow = PciWindow {
