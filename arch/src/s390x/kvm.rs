@@ -5,7 +5,6 @@ use std::io;
 
 use crossvisor_vmm::arch::{Host, KvmArchitecture, KvmMachine, RegisterState};
 use crossvisor_vmm::error::{Error, Result};
-use crossvisor_vmm::exit::SYNC_REGS_SIZE;
 use crossvisor_vmm::kvm::bindings::{
     KVM_CAP_S390_CPU_TOPOLOGY, KVM_CAP_S390_CSS_SUPPORT, KVM_CAP_S390_HPAGE_1M,
     KVM_CAP_S390_IRQCHIP, KVM_CAP_S390_USER_SIGP, KVM_CAP_S390_USER_STSI,
@@ -277,14 +276,15 @@ impl S390xMachine {
             return Ok(());
         }
         let vector = self.has_vector();
-        let page = vcpu.get_kvm_run();
-        let mut sync = [0; SYNC_REGS_SIZE];
+        // What is none of these registers stays as it is: KVM has some of a vCPU's
+        // state nowhere else (its etokens).
+        let sync = vcpu.sync_regs();
         for (name, value) in &registers.0 {
             if let Some(place) = registers::place(name, vector) {
-                registers::set(&mut sync, place, *value);
+                registers::set(sync, place, *value);
             }
         }
-        page.s.padding = sync.map(|byte| byte as _);
+        let page = vcpu.get_kvm_run();
         let floating = if vector { KVM_SYNC_VRS } else { KVM_SYNC_FPRS };
         page.kvm_dirty_regs = u64::from(
             KVM_SYNC_PREFIX

@@ -134,7 +134,6 @@ pub fn place(name: &str, vector: bool) -> Option<(usize, usize)> {
         PROGRAM_PARAMETER => return Some((offset::PROGRAM_PARAMETER, 8)),
         BREAKING_EVENT => return Some((offset::BREAKING_EVENT, 8)),
         FPC => return Some((offset::FPC, 4)),
-        CONTROL_PROGRAM => return Some((offset::CONTROL_PROGRAM, 8)),
         _ => {}
     }
     let vectors = offset::VECTORS;

@@ -1,6 +1,7 @@
 //! Calls that only s390 has.
 
 use super::{Error, Result, VcpuFd, VmFd, call, call_ref, requests};
+use crate::exit::SYNC_REGS_SIZE;
 use crate::kvm::bindings::*;
 
 fn attribute(group: u32, attr: u32, addr: u64) -> kvm_device_attr {
@@ -90,6 +91,15 @@ impl VcpuFd {
         let run = self.get_kvm_run();
         run.psw_mask = mask;
         run.psw_addr = address;
+    }
+
+    /// The registers that the run page has (KVM API, `kvm_sync_regs`), by their
+    /// bytes.
+    pub fn sync_regs(&mut self) -> &mut [u8; SYNC_REGS_SIZE] {
+        let regs = &raw mut self.get_kvm_run().s;
+        // SAFETY: the union is as large as its padding, these bytes, and any bit
+        // pattern is valid in it; the borrow is that of the page.
+        unsafe { &mut *regs.cast() }
     }
 
     /// KVM_S390_INITIAL_RESET.
