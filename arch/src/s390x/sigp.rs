@@ -227,6 +227,7 @@ impl Cpus {
                         false => Err(INVALID_PARAMETER),
                     }
                 }
+                State::Starting | State::Stopping(_) => Err(Refused::Busy),
                 _ => Err(INCORRECT_STATE),
             },
             order::STORE_STATUS_AT_ADDRESS => match state {
@@ -237,6 +238,7 @@ impl Cpus {
                         false => Err(INVALID_PARAMETER),
                     }
                 }
+                State::Starting | State::Stopping(_) => Err(Refused::Busy),
                 _ => Err(INCORRECT_STATE),
             },
             // With vector registers, but no guarded storage, the area is of the
@@ -249,6 +251,7 @@ impl Cpus {
                         false => Err(INVALID_PARAMETER),
                     }
                 }
+                State::Starting | State::Stopping(_) => Err(Refused::Busy),
                 _ => Err(INCORRECT_STATE),
             },
             // All CPUs are in the z/Architecture mode, and stay there.
@@ -273,7 +276,9 @@ impl Cpus {
     /// Remembers what the control program says of itself, for the CPUs that start
     /// from now on. False when there is no DIAGNOSE 0x318.
     pub fn set_control_program(&self, codes: u64) -> bool {
-        self.control_program.store(codes, Ordering::Relaxed);
+        if self.features.control_program {
+            self.control_program.store(codes, Ordering::Relaxed);
+        }
         self.features.control_program
     }
 

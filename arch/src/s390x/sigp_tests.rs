@@ -211,7 +211,7 @@ fn a_cpu_that_is_about_to_run_is_busy() {
     let bench = Bench::new(2);
     let (action, condition, _) = sigp(&bench, 1, 0x04, 0);
     assert!(matches!(action, Action::Start { vcpu: 1, .. }) && condition == 0);
-    for order in [0x05, 0x06, 0x09, 0x0b, 0x0c] {
+    for order in [0x05, 0x06, 0x09, 0x0b, 0x0c, 0x0d, 0x0e] {
         assert_eq!(sigp(&bench, 1, order, 0).1, 2, "order {order:#x}");
     }
     assert_eq!(sigp(&bench, 1, 0x04, 0).1, 0, "it is started already");
@@ -219,7 +219,9 @@ fn a_cpu_that_is_about_to_run_is_busy() {
     bench.handler.cpus.started(1);
     accepted(&bench, 1, 0x05, 0);
     assert_eq!(bench.vm.record().injected.len(), 1);
-    assert_eq!(sigp(&bench, 1, 0x04, 0).1, 2, "it is about to stop");
+    for order in [0x04, 0x0d, 0x0e] {
+        assert_eq!(sigp(&bench, 1, order, 0).1, 2, "it is about to stop");
+    }
 }
 
 /// CPU `vcpu` waits with interruptions disabled, at `address`.
