@@ -48,6 +48,16 @@ pub struct Cpu<'a> {
     pub memory: &'a GuestMem,
 }
 
+/// The absolute address of a real one: the first 8 KiB and those at the prefix
+/// change places.
+pub fn absolute(real: u64, prefix: u64) -> u64 {
+    match real & !0x1fff {
+        0 => real + prefix,
+        page if page == prefix => real - prefix,
+        _ => real,
+    }
+}
+
 impl Cpu<'_> {
     /// General register `number`.
     pub fn general(&self, number: u8) -> u64 {
@@ -115,15 +125,9 @@ impl Cpu<'_> {
         registers::get(self.exit.sync_regs, (offset::PREFIX, 8)) & 0x7fff_e000
     }
 
-    /// The absolute address of a real one: the first 8 KiB and those at the
-    /// prefix change places.
+    /// The absolute address of a real one.
     pub fn absolute(&self, real: u64) -> u64 {
-        let prefix = self.prefix();
-        match real & !0x1fff {
-            0 => real + prefix,
-            page if page == prefix => real - prefix,
-            _ => real,
-        }
+        absolute(real, self.prefix())
     }
 
     /// Reads at a logical address, which is a real one while DAT is off.

@@ -13,6 +13,7 @@ use crossvisor_vmm::exit::{
 use crossvisor_vmm::power::{Power, Requests};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryMmap};
 
+use super::cpu;
 use super::handler::Handler;
 use super::interrupt::{self, Floating, program};
 use super::ipl::IplParameters;
@@ -94,11 +95,7 @@ impl std::fmt::Debug for Logical<'_> {
 
 impl Logical<'_> {
     fn absolute(&self, address: u64) -> GuestAddress {
-        GuestAddress(match address & !0x1fff {
-            0 => address + self.prefix,
-            page if page == self.prefix => address - self.prefix,
-            _ => address,
-        })
+        GuestAddress(cpu::absolute(address, self.prefix))
     }
 
     fn exception(&self, code: u16) -> AccessError {

@@ -218,8 +218,7 @@ fn event(kind: u8, data: &[u8]) -> Vec<u8> {
 /// (0x1320), in whose self-defining message (0x31) is the text (0x30).
 fn operator_command(line: &[u8]) -> Vec<u8> {
     let text: String = line.iter().copied().map(char::from).collect();
-    let mut text = ebcdic::from_text(&text);
-    text.truncate(LINE_MAX);
+    let text = ebcdic::from_text(&text);
     let sub = |key: u8, data: &[u8]| [&[data.len() as u8 + 2, key], data].concat();
     let vector = |id: u16, data: &[u8]| {
         let length = (data.len() as u16 + 4).to_be_bytes();
