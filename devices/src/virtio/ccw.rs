@@ -177,10 +177,13 @@ impl VirtioCcw {
 
     fn choose(&self, revision: &mut Option<u16>, number: u16) {
         *revision = Some(number);
-        self.transport.set_interface(match number {
+        let another = self.transport.set_interface(match number {
             LEGACY => Interface::Legacy(GUEST_ORDER),
             _ => Interface::Modern,
         });
+        if another {
+            self.interrupt.reset();
+        }
     }
 
     /// Attaches all doorbells, or detaches them where notifications are awaited

@@ -201,7 +201,8 @@ pub trait VirtioDevice: Send {
     /// Starts the device's work, on threads of its own.
     ///
     /// # Errors
-    /// See [`ActivateError`]; the transport then sets DEVICE_NEEDS_RESET.
+    /// See [`ActivateError`]; the transport then sets DEVICE_NEEDS_RESET, unless a
+    /// legacy driver has yet to set up the queue that is missing.
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
 
     /// The driver has reset the device, which is not active: what a driver can
@@ -210,8 +211,8 @@ pub trait VirtioDevice: Send {
 
     /// Stops the work and hands the queues back with their positions; when it
     /// returns, nothing of the device touches guest memory any more. Activating
-    /// again with the same queues goes on where it stopped, which is how a
-    /// device is paused; dropping them is a reset. On a device that is not
+    /// again with these queues goes on where it stopped, which is how a device
+    /// is paused or given others, too; dropping them is a reset. On a device that is not
     /// active it does nothing.
     fn deactivate(&mut self) -> Vec<ActiveQueue>;
 }

@@ -52,8 +52,7 @@ const DRIVER_STATUS: u8 =
 
 /// The features of the rings, which every device has.
 const RING_FEATURES: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX;
-/// What a legacy driver can be offered: one word of features. All devices take
-/// headers and data in descriptors of any layout.
+/// What a legacy driver can be offered: one word of features.
 const LEGACY_FEATURES: u64 = 0xffff_ffff;
 
 /// As much of a configuration space as is watched for changes; every device of
@@ -184,13 +183,15 @@ impl Transport {
     }
 
     /// By which interface the driver goes on from here; the device is reset when
-    /// it was another one so far. It is kept over resets.
-    pub fn set_interface(&self, interface: Interface) {
+    /// it was another one so far, which is returned. It is kept over resets.
+    pub fn set_interface(&self, interface: Interface) -> bool {
         let mut state = self.state();
-        if state.interface != interface {
+        let another = state.interface != interface;
+        if another {
             self.reset_state(&mut state);
             state.interface = interface;
         }
+        another
     }
 
     /// Handles a notification before the device runs: that of a legacy driver
@@ -374,7 +375,8 @@ impl Transport {
             Run::Active => {
                 let mut queues = state.device.deactivate();
                 change(&mut queues);
-                self.start(state, queues);
+                let begun = self.start(state, queues);
+                self.check_started(begun);
             }
             Run::Paused(mut queues) => {
                 change(&mut queues);
@@ -453,7 +455,10 @@ impl Transport {
     pub fn resume(&self) {
         let mut state = self.state();
         match std::mem::replace(&mut state.run, Run::Idle) {
-            Run::Paused(queues) => self.start(&mut state, queues),
+            Run::Paused(queues) => {
+                let begun = self.start(&mut state, queues);
+                self.check_started(begun);
+            }
             other => state.run = other,
         }
     }
@@ -475,7 +480,14 @@ impl Transport {
                 None => return,
             }
         }
-        self.start(state, active);
+        let begun = self.start(state, active);
+        match begun {
+            // A driver that used one queue before it has set up others.
+            Err(error @ ActivateError::MissingQueue(_)) if state.status & STATUS_DRIVER_OK == 0 => {
+                log::debug!("{}: not yet: {error}", self.name);
+            }
+            begun => self.check_started(begun),
+        }
     }
 
     /// Queue `index` for the device, at its start; without it, the device needs
@@ -504,7 +516,8 @@ impl Transport {
         }
     }
 
-    fn start(&self, state: &mut State, queues: Vec<ActiveQueue>) {
+    /// Has the device work on `queues`, which are lost if it cannot.
+    fn start(&self, state: &mut State, queues: Vec<ActiveQueue>) -> Result<(), ActivateError> {
         let activation = Activation {
             mem: self.mem.clone(),
             features: state.accepted(),
@@ -512,18 +525,16 @@ impl Transport {
             link: Arc::clone(&self.link),
             queues,
         };
-        match state.device.activate(activation) {
-            Ok(()) => state.run = Run::Active,
-            // A driver that used one queue before it has set up others.
-            Err(error @ ActivateError::MissingQueue(_)) if state.status & STATUS_DRIVER_OK == 0 => {
-                log::debug!("{}: not yet: {error}", self.name);
-                state.run = Run::Idle;
-            }
-            Err(error) => {
-                log::warn!("{}: {error}", self.name);
-                state.run = Run::Idle;
-                self.needs_reset();
-            }
+        state.run = Run::Idle;
+        state.device.activate(activation)?;
+        state.run = Run::Active;
+        Ok(())
+    }
+
+    fn check_started(&self, begun: Result<(), ActivateError>) {
+        if let Err(error) = begun {
+            log::warn!("{}: {error}", self.name);
+            self.needs_reset();
         }
     }
 
@@ -552,6 +563,7 @@ impl State {
         let features = self.device.features() | RING_FEATURES;
         match self.interface {
             Interface::Modern => features | 1 << VIRTIO_F_VERSION_1,
+            // All devices take headers and data in descriptors of any layout.
             Interface::Legacy(_) => (features | 1 << VIRTIO_F_ANY_LAYOUT) & LEGACY_FEATURES,
         }
     }

@@ -533,6 +533,12 @@ fn a_device_that_lacks_a_queue_waits_for_it() {
     }
     assert!(s.css.notify(ID, 1));
     assert!(s.state.is_active());
+    // One that is given up again stops the device, whose other queues would
+    // start anew, until it is reset.
+    s.done(SET_VQ, &legacy_queue(0, 0, 1, 0));
+    s.done(SET_VQ, &legacy_queue(0x8000, 4096, 1, 16));
+    assert!(s.css.notify(ID, 0));
+    assert!(!s.state.is_active());
     // One that is broken does not start, until it is reset.
     s.done(VDEV_RESET, &[]);
     s.done(WRITE_STATUS, &[3]);
@@ -553,12 +559,24 @@ fn another_interface_starts_from_a_reset() {
     let s = setup(None);
     s.revision(0);
     s.done(SET_VQ, &legacy_queue(0x4000, 4096, 0, 16));
+    s.done(SET_CONF_IND, &0x8008_u64.to_be_bytes());
     s.done(WRITE_STATUS, &[7]);
     assert!(s.state.is_active() && s.has_bells());
+    s.state.link().config_changed().unwrap();
+    assert_eq!(s.byte(0x800f), 1);
+    let (_, irb) = s.css.test(ID).unwrap();
+    s.css.accept_status(ID, &irb.unwrap());
     s.enable(false);
     s.enable(true);
     assert!(s.state.is_active());
     s.revision(2);
+    // The indicators were the other driver's.
+    s.mem
+        .memory()
+        .write_obj(0_u8, GuestAddress(0x800f))
+        .unwrap();
+    s.state.link().config_changed().unwrap();
+    assert_eq!(s.byte(0x800f), 0);
     assert!(!s.state.is_active() && s.has_bells());
     assert_eq!(s.done(READ_STATUS, &[9]), [0]);
     s.enable(false);
