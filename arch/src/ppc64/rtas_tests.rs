@@ -161,8 +161,8 @@ fn a_vcpu_is_stopped_once_its_results_are_written() {
         scene.words(AT, &[STOP_SELF, 0, 1, UNTOUCHED]);
         scene.rtas.cpus()[0] = CpuState::Running;
         std::thread::scope(|scope| {
-            scope.spawn(|| scene.rtas.call(0, AT, 0));
-            while scene.rtas.cpus()[0] == CpuState::Running {
+            let call = scope.spawn(|| scene.rtas.call(0, AT, 0));
+            while scene.rtas.cpus()[0] == CpuState::Running && !call.is_finished() {
                 std::hint::spin_loop();
             }
             let mut status = [0; 4];
@@ -170,6 +170,7 @@ fn a_vcpu_is_stopped_once_its_results_are_written() {
             scene.memory.memory().read_slice(&mut status, at).unwrap();
             assert_eq!(status, [0; 4]);
         });
+        assert_eq!(scene.rtas.cpus()[0], CpuState::Stopped);
     }
 }
 
