@@ -172,8 +172,8 @@ pub struct PlanArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-    /// Print the device tree too, where the machine has one: its source text, in
-    /// which the plan is a comment
+    /// Print the device tree, too (aarch64, riscv64, ppc64le): its source text, with
+    /// the plan as a comment
     #[arg(long, conflicts_with = "json")]
     pub device_tree: bool,
     /// Write what the guest reads about its machine (FDT, ACPI tables) here

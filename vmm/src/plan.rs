@@ -365,8 +365,8 @@ pub fn one_mmu(config: &VmConfig) -> Result<()> {
 /// The transport that `config` asks for, or else `native`.
 ///
 /// # Errors
-/// The machine has no such transport, and the message lists `supported`; or the
-/// transport has no legacy interface, which is asked for.
+/// The machine has no such transport, and the message lists `supported`; or a
+/// legacy interface is asked for that the transport lacks.
 pub fn transport(
     config: &VmConfig,
     native: Transport,
@@ -389,8 +389,8 @@ pub fn transport(
         return Err(Error::config(
             "--virtio-legacy",
             format!(
-                "devices over {} have no legacy interface, as those over ccw do (s390x); leave \
-                 the option out",
+                "only devices over ccw (s390x) have the legacy interface, not those over {}; \
+                 leave the option out",
                 name(&chosen)
             ),
         ));
