@@ -123,14 +123,12 @@ macro_rules! common {
         pub const KVM_CHECK_EXTENSION: Request<()> = Request::none(0x03);
         pub const KVM_GET_VCPU_MMAP_SIZE: Request<()> = Request::none(0x04);
         pub const KVM_CREATE_VCPU: Request<()> = Request::none(0x41);
-        pub const KVM_GET_DIRTY_LOG: Request<kvm_dirty_log> = Request::write(0x42);
         pub const KVM_SET_USER_MEMORY_REGION: Request<kvm_userspace_memory_region> =
             Request::write(0x46);
         pub const KVM_IRQ_LINE: Request<kvm_irq_level> = Request::write(0x61);
         pub const KVM_SET_GSI_ROUTING: Request<kvm_irq_routing> = Request::write(0x6a);
         pub const KVM_IRQFD: Request<kvm_irqfd> = Request::write(0x76);
         pub const KVM_IOEVENTFD: Request<kvm_ioeventfd> = Request::write(0x79);
-        pub const KVM_SIGNAL_MSI: Request<kvm_msi> = Request::write(0xa5);
         pub const KVM_CREATE_DEVICE: Request<kvm_create_device> = Request::read_write(0xe0);
         pub const KVM_SET_DEVICE_ATTR: Request<kvm_device_attr> = Request::write(0xe1);
         pub const KVM_GET_DEVICE_ATTR: Request<kvm_device_attr> = Request::write(0xe2);
@@ -141,9 +139,7 @@ macro_rules! common {
         pub const KVM_GET_SREGS: Request<kvm_sregs> = Request::read(0x83);
         pub const KVM_SET_SREGS: Request<kvm_sregs> = Request::write(0x84);
         pub const KVM_INTERRUPT: Request<kvm_interrupt> = Request::write(0x86);
-        pub const KVM_GET_FPU: Request<kvm_fpu> = Request::read(0x8c);
         pub const KVM_SET_FPU: Request<kvm_fpu> = Request::write(0x8d);
-        pub const KVM_GET_MP_STATE: Request<kvm_mp_state> = Request::read(0x98);
         pub const KVM_SET_MP_STATE: Request<kvm_mp_state> = Request::write(0x99);
         pub const KVM_ENABLE_CAP: Request<kvm_enable_cap> = Request::write(0xa3);
         pub const KVM_GET_ONE_REG: Request<kvm_one_reg> = Request::write(0xab);
@@ -159,11 +155,8 @@ pub mod powerpc {
 
     common!();
 
-    pub const KVM_PPC_GET_PVINFO: Request<kvm_ppc_pvinfo> = Request::write(0xa1);
     pub const KVM_PPC_GET_SMMU_INFO: Request<kvm_ppc_smmu_info> = Request::read(0xa6);
     pub const KVM_PPC_ALLOCATE_HTAB: Request<u32> = Request::read_write(0xa7);
-    pub const KVM_CREATE_SPAPR_TCE: Request<kvm_create_spapr_tce> = Request::write(0xa8);
-    pub const KVM_CREATE_SPAPR_TCE_64: Request<kvm_create_spapr_tce_64> = Request::write(0xa8);
     pub const KVM_PPC_RTAS_DEFINE_TOKEN: Request<kvm_rtas_token_args> = Request::write(0xac);
     pub const KVM_PPC_CONFIGURE_V3_MMU: Request<kvm_ppc_mmuv3_cfg> = Request::write(0xaf);
     pub const KVM_PPC_GET_RMMU_INFO: Request<kvm_ppc_rmmu_info> = Request::write(0xb0);
@@ -178,18 +171,10 @@ pub mod s390 {
 
     common!();
 
-    pub const KVM_S390_INTERRUPT: Request<kvm_s390_interrupt> = Request::write(0x94);
-    /// Its argument is the address itself.
-    pub const KVM_S390_STORE_STATUS: Request<u64> = Request::write(0x95);
     pub const KVM_S390_INITIAL_RESET: Request<()> = Request::none(0x97);
-    pub const KVM_S390_NORMAL_RESET: Request<()> = Request::none(0xc3);
-    pub const KVM_S390_CLEAR_RESET: Request<()> = Request::none(0xc4);
     pub const KVM_S390_MEM_OP: Request<kvm_s390_mem_op> = Request::write(0xb1);
-    pub const KVM_S390_GET_SKEYS: Request<kvm_s390_skeys> = Request::write(0xb2);
     pub const KVM_S390_SET_SKEYS: Request<kvm_s390_skeys> = Request::write(0xb3);
     pub const KVM_S390_IRQ: Request<kvm_s390_irq> = Request::write(0xb4);
-    pub const KVM_S390_SET_IRQ_STATE: Request<kvm_s390_irq_state> = Request::write(0xb5);
-    pub const KVM_S390_GET_IRQ_STATE: Request<kvm_s390_irq_state> = Request::write(0xb6);
 }
 
 #[cfg(test)]
@@ -231,13 +216,11 @@ mod tests {
                 KVM_CHECK_EXTENSION / NUMBER_KVM_CHECK_EXTENSION,
                 KVM_GET_VCPU_MMAP_SIZE / NUMBER_KVM_GET_VCPU_MMAP_SIZE,
                 KVM_CREATE_VCPU / NUMBER_KVM_CREATE_VCPU,
-                KVM_GET_DIRTY_LOG / NUMBER_KVM_GET_DIRTY_LOG,
                 KVM_SET_USER_MEMORY_REGION / NUMBER_KVM_SET_USER_MEMORY_REGION,
                 KVM_IRQ_LINE / NUMBER_KVM_IRQ_LINE,
                 KVM_SET_GSI_ROUTING / NUMBER_KVM_SET_GSI_ROUTING,
                 KVM_IRQFD / NUMBER_KVM_IRQFD,
                 KVM_IOEVENTFD / NUMBER_KVM_IOEVENTFD,
-                KVM_SIGNAL_MSI / NUMBER_KVM_SIGNAL_MSI,
                 KVM_CREATE_DEVICE / NUMBER_KVM_CREATE_DEVICE,
                 KVM_SET_DEVICE_ATTR / NUMBER_KVM_SET_DEVICE_ATTR,
                 KVM_GET_DEVICE_ATTR / NUMBER_KVM_GET_DEVICE_ATTR,
@@ -248,9 +231,7 @@ mod tests {
                 KVM_GET_SREGS / NUMBER_KVM_GET_SREGS,
                 KVM_SET_SREGS / NUMBER_KVM_SET_SREGS,
                 KVM_INTERRUPT / NUMBER_KVM_INTERRUPT,
-                KVM_GET_FPU / NUMBER_KVM_GET_FPU,
                 KVM_SET_FPU / NUMBER_KVM_SET_FPU,
-                KVM_GET_MP_STATE / NUMBER_KVM_GET_MP_STATE,
                 KVM_SET_MP_STATE / NUMBER_KVM_SET_MP_STATE,
                 KVM_ENABLE_CAP / NUMBER_KVM_ENABLE_CAP,
                 KVM_GET_ONE_REG / NUMBER_KVM_GET_ONE_REG,
@@ -263,11 +244,8 @@ mod tests {
     fn numbers_on_powerpc() {
         common_as_the_headers_say!(Powerpc, powerpc);
         as_the_headers_say!(Powerpc, powerpc:
-            KVM_PPC_GET_PVINFO / NUMBER_KVM_PPC_GET_PVINFO,
             KVM_PPC_GET_SMMU_INFO / NUMBER_KVM_PPC_GET_SMMU_INFO,
             KVM_PPC_ALLOCATE_HTAB / NUMBER_KVM_PPC_ALLOCATE_HTAB,
-            KVM_CREATE_SPAPR_TCE / NUMBER_KVM_CREATE_SPAPR_TCE,
-            KVM_CREATE_SPAPR_TCE_64 / NUMBER_KVM_CREATE_SPAPR_TCE_64,
             KVM_PPC_RTAS_DEFINE_TOKEN / NUMBER_KVM_PPC_RTAS_DEFINE_TOKEN,
             KVM_PPC_CONFIGURE_V3_MMU / NUMBER_KVM_PPC_CONFIGURE_V3_MMU,
             KVM_PPC_GET_RMMU_INFO / NUMBER_KVM_PPC_GET_RMMU_INFO,
@@ -279,17 +257,10 @@ mod tests {
     fn numbers_on_s390() {
         common_as_the_headers_say!(Generic, s390);
         as_the_headers_say!(Generic, s390:
-            KVM_S390_INTERRUPT / NUMBER_KVM_S390_INTERRUPT,
-            KVM_S390_STORE_STATUS / NUMBER_KVM_S390_STORE_STATUS,
             KVM_S390_INITIAL_RESET / NUMBER_KVM_S390_INITIAL_RESET,
-            KVM_S390_NORMAL_RESET / NUMBER_KVM_S390_NORMAL_RESET,
-            KVM_S390_CLEAR_RESET / NUMBER_KVM_S390_CLEAR_RESET,
             KVM_S390_MEM_OP / NUMBER_KVM_S390_MEM_OP,
-            KVM_S390_GET_SKEYS / NUMBER_KVM_S390_GET_SKEYS,
             KVM_S390_SET_SKEYS / NUMBER_KVM_S390_SET_SKEYS,
             KVM_S390_IRQ / NUMBER_KVM_S390_IRQ,
-            KVM_S390_SET_IRQ_STATE / NUMBER_KVM_S390_SET_IRQ_STATE,
-            KVM_S390_GET_IRQ_STATE / NUMBER_KVM_S390_GET_IRQ_STATE,
         );
     }
 }
