@@ -222,7 +222,7 @@ pub const MACHINES: [Machine; 11] = [
         guest_kernel: "linux-image-powerpc64le-64k",
         modules: &["kvm-hv"],
         cmdline: POWER_CMDLINE,
-        settled: false,
+        settled: true,
     },
     Machine {
         name: "riscv64",
