@@ -193,9 +193,16 @@ fn a_dynamic_init_brings_its_libraries() {
     let mut builder = Builder::new();
     builder.add_init(&exe).unwrap();
     let entries = built(builder);
-    assert_eq!(entries["init"].body, fs::read(&exe).unwrap());
+    let executable = Executable::open(&exe).unwrap();
+    let mut wanted = fs::read(&exe).unwrap();
+    if let Some(at) = executable.pgste {
+        // On s390x this test is linked as crossvisor is, which /init is not.
+        wanted[at as usize..][..4].fill(0);
+    }
+    // Too large to be printed.
+    assert!(entries["init"].body == wanted);
     assert_eq!(entries["init"].mode & 0o170111, 0o100111);
-    let Some(interpreter) = Executable::open(&exe).unwrap().interpreter else {
+    let Some(interpreter) = executable.interpreter else {
         return;
     };
     let mut path = interpreter.trim_start_matches('/').to_owned();
