@@ -9,8 +9,8 @@ use crate::runner::{Test, test};
 
 /// The tests of this theme.
 pub const TESTS: &[Test] = &[
-    test("console-serial-and-power-off", 200, serial).once(),
-    test("console-virtio-and-quit", 200, virtio).once().common(),
+    test("console-serial-and-power-off", 100, serial).once(),
+    test("console-virtio-and-quit", 100, virtio).once().common(),
     test("console-none", 150, none).once().common(),
 ];
 
