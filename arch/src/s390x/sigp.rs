@@ -91,6 +91,19 @@ const INCORRECT_STATE: Refused = Refused::Status(0x200);
 const INVALID_PARAMETER: Refused = Refused::Status(0x100);
 const INVALID_ORDER: Refused = Refused::Status(0x002);
 
+/// An order for the registers of a stopped CPU. `accept` carries it out, or
+/// returns false for a parameter that does not do.
+fn on_stopped(state: &mut State, accept: impl FnOnce(&mut RegisterState) -> bool) -> Ordered {
+    match state {
+        State::Stopped(registers) => match accept(registers) {
+            true => Ok(None),
+            false => Err(INVALID_PARAMETER),
+        },
+        State::Starting | State::Stopping(_) => Err(Refused::Busy),
+        State::Operating | State::Waiting(..) => Err(INCORRECT_STATE),
+    }
+}
+
 /// What CPUs may have or not, by their host.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Features {
@@ -216,44 +229,25 @@ impl Cpus {
                 };
                 self.stop(state, target, then)?
             }
-            order::SET_PREFIX => match state {
-                State::Stopped(registers) => {
-                    let prefix = parameter & 0x7fff_e000;
-                    match self.is_memory(prefix, 0x2000) {
-                        true => {
-                            register::assign(registers, register::PREFIX, prefix);
-                            Ok(None)
-                        }
-                        false => Err(INVALID_PARAMETER),
-                    }
+            order::SET_PREFIX => on_stopped(state, |registers| {
+                let prefix = parameter & 0x7fff_e000;
+                let there = self.is_memory(prefix, 0x2000);
+                if there {
+                    register::assign(registers, register::PREFIX, prefix);
                 }
-                State::Starting | State::Stopping(_) => Err(Refused::Busy),
-                _ => Err(INCORRECT_STATE),
-            },
-            order::STORE_STATUS_AT_ADDRESS => match state {
-                State::Stopped(registers) => {
-                    let address = parameter & 0x7fff_fe00;
-                    match self.store_status(registers, address) {
-                        true => Ok(None),
-                        false => Err(INVALID_PARAMETER),
-                    }
-                }
-                State::Starting | State::Stopping(_) => Err(Refused::Busy),
-                _ => Err(INCORRECT_STATE),
-            },
+                there
+            }),
+            order::STORE_STATUS_AT_ADDRESS => on_stopped(state, |registers| {
+                self.store_status(registers, parameter & 0x7fff_fe00)
+            }),
             // With vector registers, but no guarded storage, the area is of the
             // smallest size, which the last bits say by being zero.
-            order::STORE_ADDITIONAL_STATUS if self.features.vector => match state {
-                State::Stopped(registers) => {
+            order::STORE_ADDITIONAL_STATUS if self.features.vector => {
+                on_stopped(state, |registers| {
                     let aligned = parameter.is_multiple_of(ADDITIONAL_AREA);
-                    match aligned && self.store_vectors(registers, parameter) {
-                        true => Ok(None),
-                        false => Err(INVALID_PARAMETER),
-                    }
-                }
-                State::Starting | State::Stopping(_) => Err(Refused::Busy),
-                _ => Err(INCORRECT_STATE),
-            },
+                    aligned && self.store_vectors(registers, parameter)
+                })
+            }
             // All CPUs are in the z/Architecture mode, and stay there.
             order::SET_ARCHITECTURE => Err(INVALID_PARAMETER),
             _ => Err(INVALID_ORDER),
