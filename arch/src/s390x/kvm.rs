@@ -114,6 +114,13 @@ fn enable(vm: &VmFd, cap: u32, name: &str) -> Result<()> {
         .map_err(|errno| Error::io(format!("enabling {name}"), errno))
 }
 
+/// After an initial reset only the prefix may be another.
+fn set_prefix(vcpu: &mut VcpuFd, registers: &RegisterState) {
+    let page = vcpu.get_kvm_run();
+    page.s.regs.prefix = registers.get(registers::PREFIX).unwrap_or(0);
+    page.kvm_dirty_regs = KVM_SYNC_PREFIX.into();
+}
+
 /// Tells the host's hardware what the control program says of itself, where
 /// `registers` name it.
 fn set_control_program(vcpu: &mut VcpuFd, registers: &RegisterState) {
@@ -224,7 +231,7 @@ impl KvmMachine for S390xMachine {
                 .map_err(|errno| Error::io(format!("resetting vCPU {index}"), errno))?;
         }
         if let Some(registers) = registers {
-            self.set_registers(vcpu, registers)?;
+            self.set_registers(vcpu, registers);
         }
         // KVM drops an order to stop that is pending when a CPU that operates
         // becomes stopped: one that starts itself anew still operates.
@@ -265,16 +272,19 @@ impl S390xMachine {
     }
 
     /// Sets registers of a vCPU after a reset, by the run page.
-    fn set_registers(&self, vcpu: &mut VcpuFd, registers: &RegisterState) -> Result<()> {
+    fn set_registers(&self, vcpu: &mut VcpuFd, registers: &RegisterState) {
         let value = |name| registers.get(name).unwrap_or(0);
         vcpu.set_psw(value(registers::PSW_MASK), value(registers::PSW_ADDRESS));
         // What is not named stays as the reset left it, which the page has only
         // after a run.
-        if !registers::is_whole(registers) {
-            self.set_prefix(vcpu, registers);
-            set_control_program(vcpu, registers);
-            return Ok(());
+        match registers::is_whole(registers) {
+            true => self.set_all(vcpu, registers),
+            false => set_prefix(vcpu, registers),
         }
+        set_control_program(vcpu, registers);
+    }
+
+    fn set_all(&self, vcpu: &mut VcpuFd, registers: &RegisterState) {
         let vector = self.has_vector();
         // What is none of these registers stays as it is: KVM has some of a vCPU's
         // state nowhere else (its etokens).
@@ -294,14 +304,5 @@ impl S390xMachine {
                 | KVM_SYNC_ARCH0
                 | floating,
         );
-        set_control_program(vcpu, registers);
-        Ok(())
-    }
-
-    /// After an initial reset only the prefix may be another.
-    fn set_prefix(&self, vcpu: &mut VcpuFd, registers: &RegisterState) {
-        let page = vcpu.get_kvm_run();
-        page.s.regs.prefix = registers.get(registers::PREFIX).unwrap_or(0);
-        page.kvm_dirty_regs = KVM_SYNC_PREFIX.into();
     }
 }

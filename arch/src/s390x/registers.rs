@@ -29,8 +29,6 @@ pub mod offset {
     pub const VECTORS: usize = 392;
     /// Floating-point control register, 32 bits.
     pub const FPC: usize = 1416;
-    /// What DIAGNOSE 0x318 was told.
-    pub const CONTROL_PROGRAM: usize = 1536;
 }
 
 /// General registers by name.
