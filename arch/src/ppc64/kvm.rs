@@ -121,29 +121,28 @@ fn create_controller(vm: &VmFd, kind: u32, name: &str) -> Result<DeviceFd> {
         .map_err(|errno| Error::io(format!("KVM_CREATE_DEVICE for {name}"), errno))
 }
 
-/// Tells a controller of KVM's of one of its sources.
-fn create_source(controller: &DeviceFd, group: u32, source: u32, state: u64) -> Result<()> {
-    let attribute = kvm_device_attr {
+/// An attribute of a controller's, to be set to `value` while that is there.
+fn attribute<T>(group: u32, attr: u32, value: &T) -> kvm_device_attr {
+    kvm_device_attr {
         flags: 0,
         group,
-        attr: source.into(),
-        addr: &raw const state as u64,
-    };
+        attr: attr.into(),
+        addr: &raw const *value as u64,
+    }
+}
+
+/// Tells a controller of KVM's of one of its sources.
+fn create_source(controller: &DeviceFd, group: u32, source: u32, state: u64) -> Result<()> {
     controller
-        .set_device_attr(&attribute)
+        .set_device_attr(&attribute(group, source, &state))
         .map_err(|errno| Error::io(format!("interrupt source {source:#x}"), errno))
 }
 
 /// Tells a controller of KVM's how many vCPUs it interrupts, where it asks: an XICS
 /// that is all software takes nothing of the machine's. One on the machine's XIVE
 /// would take as much as the most vCPUs need.
-fn set_servers(controller: &DeviceFd, group: u32, attribute: u32, servers: u32) -> Result<()> {
-    let attribute = kvm_device_attr {
-        flags: 0,
-        group,
-        attr: attribute.into(),
-        addr: &raw const servers as u64,
-    };
+fn set_servers(controller: &DeviceFd, group: u32, attr: u32, servers: u32) -> Result<()> {
+    let attribute = attribute(group, attr, &servers);
     if controller.has_device_attr(&attribute).is_err() {
         return Ok(());
     }
