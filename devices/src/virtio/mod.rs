@@ -212,7 +212,7 @@ pub trait VirtioDevice: Send {
     /// Stops the work and hands the queues back with their positions; when it
     /// returns, nothing of the device touches guest memory any more. Activating
     /// again with these queues goes on where it stopped, which is how a device
-    /// is paused or given others, too; dropping them is a reset. On a device that is not
-    /// active it does nothing.
+    /// is paused or given others, too; dropping them is a reset. On a device that
+    /// is not active it does nothing.
     fn deactivate(&mut self) -> Vec<ActiveQueue>;
 }

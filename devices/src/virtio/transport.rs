@@ -375,8 +375,7 @@ impl Transport {
             Run::Active => {
                 let mut queues = state.device.deactivate();
                 change(&mut queues);
-                let begun = self.start(state, queues);
-                self.check_started(begun);
+                self.start(state, queues);
             }
             Run::Paused(mut queues) => {
                 change(&mut queues);
@@ -455,10 +454,7 @@ impl Transport {
     pub fn resume(&self) {
         let mut state = self.state();
         match std::mem::replace(&mut state.run, Run::Idle) {
-            Run::Paused(queues) => {
-                let begun = self.start(&mut state, queues);
-                self.check_started(begun);
-            }
+            Run::Paused(queues) => self.start(&mut state, queues),
             other => state.run = other,
         }
     }
@@ -480,13 +476,13 @@ impl Transport {
                 None => return,
             }
         }
-        let begun = self.start(state, active);
-        match begun {
+        match self.try_start(state, active) {
+            Ok(()) => {}
             // A driver that used one queue before it has set up others.
             Err(error @ ActivateError::MissingQueue(_)) if state.status & STATUS_DRIVER_OK == 0 => {
                 log::debug!("{}: not yet: {error}", self.name);
             }
-            begun => self.check_started(begun),
+            Err(error) => self.give_up(&error),
         }
     }
 
@@ -516,8 +512,14 @@ impl Transport {
         }
     }
 
-    /// Has the device work on `queues`, which are lost if it cannot.
-    fn start(&self, state: &mut State, queues: Vec<ActiveQueue>) -> Result<(), ActivateError> {
+    fn start(&self, state: &mut State, queues: Vec<ActiveQueue>) {
+        if let Err(error) = self.try_start(state, queues) {
+            self.give_up(&error);
+        }
+    }
+
+    /// Has the device, which is idle, work on `queues`; they are lost if it cannot.
+    fn try_start(&self, state: &mut State, queues: Vec<ActiveQueue>) -> Result<(), ActivateError> {
         let activation = Activation {
             mem: self.mem.clone(),
             features: state.accepted(),
@@ -525,17 +527,14 @@ impl Transport {
             link: Arc::clone(&self.link),
             queues,
         };
-        state.run = Run::Idle;
         state.device.activate(activation)?;
         state.run = Run::Active;
         Ok(())
     }
 
-    fn check_started(&self, begun: Result<(), ActivateError>) {
-        if let Err(error) = begun {
-            log::warn!("{}: {error}", self.name);
-            self.needs_reset();
-        }
+    fn give_up(&self, error: &ActivateError) {
+        log::warn!("{}: {error}", self.name);
+        self.needs_reset();
     }
 
     fn needs_reset(&self) {
