@@ -180,10 +180,10 @@ impl VirtioDevice for PowerKey {
     }
 
     fn write_config(&mut self, _: Interface, offset: u64, data: &[u8]) {
-        for (position, value) in data.iter().enumerate() {
-            match usize::try_from(offset).map(|offset| offset.checked_add(position)) {
-                Ok(Some(SELECT)) => self.select = *value,
-                Ok(Some(SUBSEL)) => self.subsel = *value,
+        for (position, value) in config::written(offset, data, 0, CONFIG_SIZE) {
+            match position {
+                SELECT => self.select = value,
+                SUBSEL => self.subsel = value,
                 _ => {}
             }
         }
