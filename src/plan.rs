@@ -18,9 +18,9 @@ pub fn plan(args: &PlanArgs) -> Result<ExitCode, String> {
     let machine = arch
         .machine(&args.machine.config(), &host)
         .map_err(|error| error.to_string())?;
-    let descriptions = machine.describe().map_err(|error| error.to_string())?;
+    let describe = || machine.describe().map_err(|error| error.to_string());
     if let Some(directory) = &args.dump {
-        for description in &descriptions {
+        for description in describe()? {
             let path = directory.join(description.name);
             fs::create_dir_all(directory)
                 .and_then(|()| fs::write(&path, &description.bytes))
@@ -31,7 +31,7 @@ pub fn plan(args: &PlanArgs) -> Result<ExitCode, String> {
         () if args.json => {
             serde_json::to_string_pretty(machine.plan()).map_err(|error| error.to_string())? + "\n"
         }
-        () if args.device_tree => with_tree(&text(machine.as_ref()), arch, &descriptions)?,
+        () if args.device_tree => with_tree(&text(machine.as_ref()), arch, &describe()?)?,
         () => text(machine.as_ref()),
     };
     print::output(&text)?;
