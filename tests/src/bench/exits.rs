@@ -26,10 +26,10 @@ const EVENTS: [(&str, bool); 4] = [
 
 /// The events of an entry into the guest, each of some architectures: Linux
 /// `arch/powerpc/kvm/trace_hv.h` and `arch/s390/kvm/trace.h` have their own.
-const ENTRIES: [(&str, &str); 3] = [
-    ("kvm", "kvm_entry"),
-    ("kvm_hv", "kvm_guest_enter"),
-    ("kvm", "kvm_s390_sie_enter"),
+const ENTRIES: [&str; 3] = [
+    "kvm/kvm_entry",
+    "kvm_hv/kvm_guest_enter",
+    "kvm/kvm_s390_sie_enter",
 ];
 
 /// Places that are reported.
@@ -64,9 +64,8 @@ impl Tracing {
         set("trace", "")?;
         // KiB for each CPU: an exit takes under 100 bytes.
         set("buffer_size_kb", "32768")?;
-        let entries = ENTRIES.map(|(system, event)| (format!("{system}/{event}"), false));
-        let events = EVENTS.map(|(event, needed)| (event.to_owned(), needed));
-        for (event, needed) in events.into_iter().chain(entries) {
+        let entries = ENTRIES.map(|event| (event, false));
+        for (event, needed) in EVENTS.into_iter().chain(entries) {
             let switch = format!("events/{event}/enable");
             if needed || Path::new(TRACEFS).join(&switch).exists() {
                 set(&switch, "1")?;
@@ -117,9 +116,7 @@ fn count(text: &str) -> Result<Counts> {
         };
         match name {
             "sched_process_exec" => started = started.or(time),
-            name if ENTRIES.iter().any(|(_, entry)| *entry == name) => {
-                entered = entered.or(time);
-            }
+            name if is_entry(name) => entered = entered.or(time),
             "kvm_userspace_exit" => {
                 let reason = reason(rest);
                 let place = match reason.as_str() {
@@ -163,6 +160,11 @@ fn count(text: &str) -> Result<Counts> {
         places,
         entry,
     })
+}
+
+fn is_entry(name: &str) -> bool {
+    let mut entries = ENTRIES.iter().filter_map(|event| event.split_once('/'));
+    entries.any(|(_, entry)| entry == name)
 }
 
 /// A line of the trace.
