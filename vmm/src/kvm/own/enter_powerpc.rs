@@ -3,7 +3,8 @@
 //! v31 was seen zeroed after up to 6 in 20,000 calls, and often after none (Linux
 //! 6.12, nested KVM-HV). A C library's ioctl does not save v20-v31, for a function's
 //! callee preserves them and the kernel's system calls do too; so a value that the
-//! compiler keeps there would be lost. Here the compiler is told that the call destroys them.
+//! compiler keeps there would be lost. Here the compiler is told that the call
+//! destroys them.
 
 use std::arch::asm;
 use std::os::fd::AsRawFd;
